@@ -1,0 +1,19 @@
+"""Where a stage finds its run file and leaves its result: paths and variables, with the cluster's values as defaults."""
+
+from __future__ import annotations
+
+RUN_FILE = "KUBEDISTILL_RUN"
+RUN_FILE_DEFAULT = "/etc/kubedistill/run.json"
+TERMINATION_LOG = "KUBEDISTILL_TERMINATION_LOG"
+TERMINATION_LOG_DEFAULT = "/dev/termination-log"
+PORT = "KUBEDISTILL_PORT"
+PORT_DEFAULT = 9100
+CLAIM_ROOT = "KUBEDISTILL_CLAIM_ROOT"
+CLAIM_ROOT_DEFAULT = "/mnt/pvc"
+"""`pvc://claim/path` is `<claim root>/claim/path` inside a stage."""
+SCRATCH = "KUBEDISTILL_SCRATCH"
+SCRATCH_DEFAULT = "/scratch"
+"""A writable folder that may be lost: downloads, caches, compiled extensions."""
+TEACHER_API_KEY = "KUBEDISTILL_TEACHER_API_KEY"
+COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in pods of an Indexed Job."""

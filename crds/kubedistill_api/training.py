@@ -1,0 +1,254 @@
+"""Training: the objective, the optimizer's settings, and where it runs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from kubedistill_api.base import Fraction, Model
+from kubedistill_api.rules import Rule
+
+
+class ObjectiveType(StrEnum):
+    """What is minimised. `CrossEntropy` learns the text; the others compare distributions (nats)."""
+
+    CROSS_ENTROPY = "CrossEntropy"
+    FORWARD_KL = "ForwardKL"
+    REVERSE_KL = "ReverseKL"
+    JENSEN_SHANNON = "JensenShannon"
+    SKEW_KL = "SkewKL"
+
+
+BUILT_OBJECTIVES = (ObjectiveType.CROSS_ENTROPY, ObjectiveType.FORWARD_KL)
+
+
+class HiddenLayers(StrEnum):
+    """Which pairs of layers are matched."""
+
+    LAST = "Last"
+    EVENLY_SPACED = "EvenlySpaced"
+
+
+class HiddenStates(Model):
+    """Match hidden states through a learned projection."""
+
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Weight of this term."""
+    layers: HiddenLayers = HiddenLayers.LAST
+    """Pairs of layers."""
+
+
+class Attention(Model):
+    """Match attention relations."""
+
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Weight of this term."""
+
+
+class Objective(Model):
+    """The loss."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="self.type in ['CrossEntropy', 'ForwardKL']",
+            message="this objective is not built yet: write type: ForwardKL or type: CrossEntropy",
+            holds=lambda objective: objective.type in BUILT_OBJECTIVES,
+            field="type",
+        ),
+        Rule(
+            cel="!has(self.hiddenStates)",
+            message="matching of hidden states is not built yet: leave hiddenStates out",
+            holds=lambda objective: objective.hidden_states is None,
+            field="hiddenStates",
+        ),
+        Rule(
+            cel="!has(self.attention)",
+            message="matching of attention is not built yet: leave attention out",
+            holds=lambda objective: objective.attention is None,
+            field="attention",
+        ),
+        Rule(
+            cel="!has(self.beta)",
+            message="beta belongs to JensenShannon and SkewKL, which are not built yet: leave it out",
+            holds=lambda objective: objective.beta is None,
+            field="beta",
+        ),
+    )
+
+    type: ObjectiveType = ObjectiveType.CROSS_ENTROPY
+    """The divergence."""
+    soft_weight: Fraction = 0.75
+    """Share of the soft loss; the rest is cross-entropy on the teacher's tokens. 1.0 suits a pruned student."""
+    beta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Mixture weight of JensenShannon and SkewKL."""
+    hidden_states: HiddenStates | None = None
+    """Match hidden states as well."""
+    attention: Attention | None = None
+    """Match attention relations as well."""
+
+
+class Scheduler(StrEnum):
+    """How the learning rate falls after the warm-up."""
+
+    COSINE = "Cosine"
+    LINEAR = "Linear"
+    CONSTANT = "Constant"
+
+
+class Hyperparameters(Model):
+    """The optimizer's settings. Batches count sequences."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-5
+    """AdamW's peak learning rate."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Passes over the accepted answers."""
+    max_steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """Stop after so many optimizer steps, whatever `epochs` says."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=65536)] = 2
+    """Sequences for each device and forward pass."""
+    global_batch_size: Annotated[int, Field(ge=1, le=10**6)] = 16
+    """Sequences for each optimizer step; the accumulation is derived."""
+    max_sequence_length: Annotated[int, Field(ge=16, le=2**24)] = 4096
+    """Tokens of prompt and answer together; longer rows are left out and counted."""
+    packing: bool = True
+    """Put the sequences of a micro batch end to end instead of padding them."""
+    warmup_ratio: Fraction = 0.03
+    """Share of the steps in which the learning rate rises."""
+    scheduler: Scheduler = Scheduler.COSINE
+    """How it falls afterwards."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """AdamW's decoupled weight decay."""
+    gradient_clipping: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Largest global norm of the gradient."""
+    seed: Annotated[int, Field(ge=0, le=2**53)] = 42
+    """Of the data order and of new weights."""
+
+
+class EarlyStopping(Model):
+    """Stop when the validation loss no longer falls."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Validations without an improvement that are borne."""
+    min_delta: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """A smaller improvement (nats a token) counts as none."""
+
+
+class Precision(StrEnum):
+    """The number format of the forward and backward pass."""
+
+    BF16 = "BF16"
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+
+OWNED_DEEPSPEED_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+    "gradient_clipping",
+)
+"""Keys of DeepSpeed's configuration that are written from the spec's own fields."""
+
+
+class DeepSpeed(Model):
+    """How DeepSpeed spreads the optimizer's state, gradients and weights (ZeRO, arXiv:1910.02054)."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="self.offloadOptimizer ? self.zeroStage >= 1 : true",
+            message="offloadOptimizer needs zeroStage: 1, 2 or 3",
+            holds=lambda deepspeed: not deepspeed.offload_optimizer or deepspeed.zero_stage >= 1,
+            field="offloadOptimizer",
+        ),
+        Rule(
+            cel="self.offloadParameters ? self.zeroStage == 3 : true",
+            message="offloadParameters needs zeroStage: 3",
+            holds=lambda deepspeed: not deepspeed.offload_parameters or deepspeed.zero_stage == 3,
+            field="offloadParameters",
+        ),
+    )
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """0: nothing is spread; 1: optimizer state; 2: and gradients; 3: and weights."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the host's memory."""
+    offload_parameters: bool = False
+    """Keep the weights in the host's memory."""
+    config: dict[str, Any] = {}
+    """More of DeepSpeed's own configuration, merged last; keys that the spec's own fields write are refused by
+    Prepare."""
+
+
+class Checkpoints(Model):
+    """How often the state of the training is saved."""
+
+    every_steps: Annotated[int, Field(ge=1, le=10**9)] = 500
+    """Optimizer steps between two checkpoints."""
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Older ones are removed."""
+
+
+class OnOutOfMemory(StrEnum):
+    """What happens when the device's memory is full."""
+
+    HALVE_MICRO_BATCH = "HalveMicroBatch"
+    FAIL = "Fail"
+
+
+class Training(Model):
+    """How the student is trained."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="self.nodes == 1",
+            message="training over several nodes is not built yet: write nodes: 1",
+            holds=lambda training: training.nodes == 1,
+            field="nodes",
+        ),
+        Rule(
+            cel="self.hyperparameters.globalBatchSize % (self.hyperparameters.microBatchSize * self.nodes * "
+            "(self.gpusPerNode > 0 ? self.gpusPerNode : self.processesPerNode)) == 0",
+            message="hyperparameters.globalBatchSize must be a multiple of microBatchSize x devices (nodes x "
+            "gpusPerNode, on CPU nodes x processesPerNode)",
+            holds=lambda training: (
+                training.hyperparameters.global_batch_size
+                % (training.hyperparameters.micro_batch_size * training.world_size)
+                == 0
+            ),
+            field="hyperparameters.globalBatchSize",
+        ),
+    )
+
+    objective: Objective = Objective()
+    """The loss."""
+    hyperparameters: Hyperparameters = Hyperparameters()
+    """The optimizer's settings."""
+    early_stopping: EarlyStopping | None = None
+    """Absent: off. The weights of the lowest validation loss are kept either way."""
+    nodes: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Nodes that train together."""
+    gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
+    """GPUs, and so processes, of each node; 0: CPU."""
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes of each node when there is no GPU."""
+    precision: Precision = Precision.BF16
+    """The number format of the forward and backward pass."""
+    deepspeed: DeepSpeed = DeepSpeed()
+    """How DeepSpeed spreads the state."""
+    gradient_checkpointing: bool = True
+    """Compute activations twice instead of keeping them."""
+    checkpoints: Checkpoints = Checkpoints()
+    """How often the state is saved."""
+    on_out_of_memory: OnOutOfMemory = OnOutOfMemory.HALVE_MICRO_BATCH
+    """`HalveMicroBatch` keeps the global batch, at most three times."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train together."""
+        return self.nodes * (self.gpus_per_node or self.processes_per_node)

@@ -1,0 +1,56 @@
+"""URIs of models, data, workspaces and outputs: one small parser, and which schemes may stand where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+MODEL_SCHEMES = ("hf", "s3", "pvc", "file")
+DATA_SCHEMES = ("s3", "pvc", "file", "https")
+STORE_SCHEMES = ("s3", "pvc", "file")
+LATER_SCHEMES = ("gs", "abfs", "hf-dataset")
+"""Known, but not built yet: refused with a sentence."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A parsed URI. For `pvc://claim/path` the authority is the claim; for `s3://bucket/key` the bucket."""
+
+    scheme: str
+    authority: str
+    path: str
+    """Without a leading slash, except for `file`, where it is absolute."""
+
+
+def parse(uri: str) -> Location:
+    """Split a URI.
+
+    Raises:
+        ValueError: there is no scheme, or the scheme's authority is missing; the text says what to write.
+    """
+    parts = urlsplit(uri)
+    if not parts.scheme or "://" not in uri:
+        raise ValueError(f"{uri!r} has no scheme: write for example s3://bucket/path or pvc://claim/path")
+    if parts.scheme == "file":
+        if parts.netloc or not parts.path.startswith("/"):
+            raise ValueError(f"{uri!r} is not absolute: write file:///absolute/path")
+        return Location("file", "", parts.path)
+    if not parts.netloc:
+        raise ValueError(f"{uri!r} names no bucket, claim or owner after '{parts.scheme}://'")
+    return Location(parts.scheme, parts.netloc, parts.path.lstrip("/"))
+
+
+def scheme_is(uri: str, schemes: tuple[str, ...]) -> bool:
+    """Whether a URI begins with one of the schemes."""
+    return uri.startswith(tuple(f"{scheme}://" for scheme in schemes))
+
+
+def cel_scheme_is(expression: str, schemes: tuple[str, ...]) -> str:
+    """The same question in CEL."""
+    return f"{expression}.matches('^({'|'.join(schemes)})://')"
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Whether two URIs name the same place or one lies inside the other."""
+    a, b = one.rstrip("/") + "/", other.rstrip("/") + "/"
+    return a.startswith(b) or b.startswith(a)
