@@ -136,9 +136,7 @@ def _structural(node: Any, definitions: dict[str, Any], models: dict[str, type[B
     return _shaped(node, definitions, models)
 
 
-def _shaped(
-    node: dict[str, Any], definitions: dict[str, Any], models: dict[str, type[BaseModel]]
-) -> dict[str, Any]:
+def _shaped(node: dict[str, Any], definitions: dict[str, Any], models: dict[str, type[BaseModel]]) -> dict[str, Any]:
     title = node.pop("title", "")
     node.pop("discriminator", None)
     if "exclusiveMinimum" in node:
@@ -172,8 +170,7 @@ def _shape_object(
         node["additionalProperties"] = _structural(additional, definitions, models)
     else:
         node["x-kubernetes-preserve-unknown-fields"] = True
-    if "propertyNames" in node:
-        del node["propertyNames"]
+    node.pop("propertyNames", None)
     if title in models and (rules := getattr(models[title], "rules", ())):
         node["x-kubernetes-validations"] = [{"rule": rule.cel, "message": rule.message} for rule in rules]
 

@@ -52,7 +52,7 @@ for _tag, (_pattern, _first) in _RESOLVERS.items():
 Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 
 
-class InvalidDocument(Exception):
+class InvalidDocumentError(Exception):
     """A document that is no valid DistillationJob; `problems` has all that is wrong with it."""
 
     def __init__(self, problems: list[Problem]) -> None:
@@ -64,16 +64,16 @@ def read_job(text: str) -> DistillationJob:
     """The one DistillationJob of a YAML text.
 
     Raises:
-        InvalidDocument: it is not YAML, not one job, or breaks the schema or a rule; all problems at once.
+        InvalidDocumentError: it is not YAML, not one job, or breaks the schema or a rule; all problems at once.
     """
     try:
-        documents = [d for d in yaml.load_all(text, Yaml12Loader) if d is not None]  # noqa: S506 - a safe loader
+        documents = [d for d in yaml.load_all(text, Yaml12Loader) if d is not None]
     except yaml.YAMLError as error:
-        raise InvalidDocument([Problem("", f"this is not YAML: {_one_line(error)}")]) from error
+        raise InvalidDocumentError([Problem("", f"this is not YAML: {_one_line(error)}")]) from error
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == "DistillationJob"]
     if len(jobs) != 1:
         found = f"{len(jobs)} of kind DistillationJob among {len(documents)} documents"
-        raise InvalidDocument([Problem("", f"write one DistillationJob in a file; found {found}")])
+        raise InvalidDocumentError([Problem("", f"write one DistillationJob in a file; found {found}")])
     return parse_job(jobs[0])
 
 
@@ -81,15 +81,15 @@ def parse_job(document: dict[str, Any]) -> DistillationJob:
     """A job from plain values, checked against the schema and then against every rule.
 
     Raises:
-        InvalidDocument: with all problems of the schema, or, where there are none, of the rules.
+        InvalidDocumentError: with all problems of the schema, or, where there are none, of the rules.
     """
     try:
         job = DistillationJob.model_validate(_without_nulls(document))
     except ValidationError as error:
-        raise InvalidDocument(schema_problems(error)) from error
+        raise InvalidDocumentError(schema_problems(error)) from error
     problems = list(broken_rules(job))
     if problems:
-        raise InvalidDocument(problems)
+        raise InvalidDocumentError(problems)
     return job
 
 

@@ -1,4 +1,4 @@
-"""Where a stage finds its run file and leaves its result: paths and variables, with the cluster's values as defaults."""
+"""Where a stage finds its run file and leaves its result: variables, with the cluster's values as defaults."""
 
 from __future__ import annotations
 

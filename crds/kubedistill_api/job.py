@@ -45,8 +45,7 @@ class DistillationJobSpec(Model):
             message="a loss that compares distributions needs generation.signal: TopK (or write "
             "training.objective.type: CrossEntropy)",
             holds=lambda spec: (
-                spec.training.objective.type is ObjectiveType.CROSS_ENTROPY
-                or spec.generation.signal is Signal.TOP_K
+                spec.training.objective.type is ObjectiveType.CROSS_ENTROPY or spec.generation.signal is Signal.TOP_K
             ),
             field="generation.signal",
         ),
@@ -107,9 +106,7 @@ class DistillationJobSpec(Model):
         Rule(
             cel="!('Accuracy' in self.evaluation.metrics) || self.task != 'Conversation'",
             message="Accuracy needs labels: use it with task: Classification or QuestionAnswering",
-            holds=lambda spec: (
-                Metric.ACCURACY not in spec.evaluation.metrics or spec.task is not Task.CONVERSATION
-            ),
+            holds=lambda spec: Metric.ACCURACY not in spec.evaluation.metrics or spec.task is not Task.CONVERSATION,
             field="evaluation.metrics",
         ),
     )

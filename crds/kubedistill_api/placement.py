@@ -29,9 +29,7 @@ class WorkspaceClaim(Model):
         Rule(
             cel="self.claimName == '' || (!has(self.storageClassName) && self.size == '50Gi')",
             message="claimName names a claim that exists: leave size and storageClassName out, or leave claimName out",
-            holds=lambda claim: (
-                not claim.claim_name or (claim.storage_class_name is None and claim.size == "50Gi")
-            ),
+            holds=lambda claim: not claim.claim_name or (claim.storage_class_name is None and claim.size == "50Gi"),
             field="claimName",
         ),
         Rule(
@@ -44,15 +42,11 @@ class WorkspaceClaim(Model):
 
     claim_name: ObjectName = ""
     """A claim of the job's namespace."""
-    size: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$", max_length=32)] = (
-        "50Gi"
-    )
+    size: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$", max_length=32)] = "50Gi"
     """Of a claim that the job makes."""
     storage_class_name: ObjectName | None = None
     """Absent: the cluster's default."""
-    access_modes: Annotated[list[AccessMode], Field(min_length=1, max_length=3)] = [
-        AccessMode.READ_WRITE_ONCE
-    ]
+    access_modes: Annotated[list[AccessMode], Field(min_length=1, max_length=3)] = [AccessMode.READ_WRITE_ONCE]
     """ReadWriteOnce keeps all stages on one node."""
 
 

@@ -151,9 +151,7 @@ class PublishRun(RunBase):
     """The folders of the stages before."""
 
 
-Run: TypeAlias = Annotated[
-    PrepareRun | GenerateRun | TrainRun | EvaluateRun | PublishRun, Field(discriminator="stage")
-]
+Run: TypeAlias = Annotated[PrepareRun | GenerateRun | TrainRun | EvaluateRun | PublishRun, Field(discriminator="stage")]
 _RUN: TypeAdapter[Run] = TypeAdapter(Run)
 
 

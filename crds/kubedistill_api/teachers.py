@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from kubedistill_api.base import Model, Name, ObjectName, Seconds, Text, Uri, Word
+from kubedistill_api.base import Model, ObjectName, Seconds, Text, Uri, Word
 from kubedistill_api.rules import Rule
 from kubedistill_api.uris import MODEL_SCHEMES, cel_scheme_is, scheme_is
 
@@ -85,9 +85,7 @@ class Serving(Model):
             cel="self.extraArgs.all(arg, !arg.matches('^(" + "|".join(OWNED_VLLM_FLAGS) + ")(=.*)?$'))",
             message="extraArgs holds a flag that is written from the spec: use model, parallelism, maxModelLen and "
             "generation.topK instead",
-            holds=lambda serving: (
-                not any(arg.split("=", 1)[0] in OWNED_VLLM_FLAGS for arg in serving.extra_args)
-            ),
+            holds=lambda serving: not any(arg.split("=", 1)[0] in OWNED_VLLM_FLAGS for arg in serving.extra_args),
             field="extraArgs",
         ),
     )
@@ -194,9 +192,7 @@ class Teacher(Model):
             cel="(has(self.serving) ? 1 : 0) + (has(self.external) ? 1 : 0) + (has(self.batch) ? 1 : 0) == 1",
             message="write exactly one of serving (a vLLM of its own), external (a server you have) or batch (inside "
             "the Generate pods)",
-            holds=lambda teacher: (
-                sum(x is not None for x in (teacher.serving, teacher.external, teacher.batch)) == 1
-            ),
+            holds=lambda teacher: sum(x is not None for x in (teacher.serving, teacher.external, teacher.batch)) == 1,
         ),
         Rule(
             cel="has(self.external) || has(self.model)",

@@ -1,0 +1,112 @@
+"""What was seen of a job's children: a frozen picture of the world, the only thing besides the job that a plan reads.
+
+Two seams make it: the Kubernetes API and the local runner's processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from kubedistill_api.identity import StageKey
+from kubedistill_api.progress import ProgressReport
+from kubedistill_api.results import FailedResult, Success
+
+
+class JobState(StrEnum):
+    """Where a stage's Job is."""
+
+    SUSPENDED = "Suspended"
+    ACTIVE = "Active"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True)
+class SeenPod:
+    """One pod of a stage or of a teacher."""
+
+    name: str
+    node: str = ""
+    phase: str = "Pending"
+    """Pending, Running, Succeeded or Failed."""
+    index: int = 0
+    """Completion index; 0 for a teacher's pod."""
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+    waiting_reason: str = ""
+    """Why it does not run yet: Unschedulable, ImagePullBackOff, CreateContainerConfigError …; empty when it runs."""
+    waiting_message: str = ""
+    exit_code: int | None = None
+    """Of the main container; None while it runs."""
+    terminated_reason: str = ""
+    """OOMKilled, Error, Completed, Evicted …"""
+    restarts: int = 0
+    disrupted: bool = False
+    """It was preempted, evicted or its node was lost (condition DisruptionTarget)."""
+    result: Success | FailedResult | None = None
+    """What its termination message says, where it is a result."""
+    log_tail: str = ""
+    """The last lines of its log, read only when it failed."""
+
+
+@dataclass(frozen=True)
+class SeenJob:
+    """One attempt of one stage."""
+
+    name: str
+    uid: str
+    key: StageKey
+    attempt: int
+    state: JobState
+    reason: str = ""
+    """Of the Job's Failed condition: DeadlineExceeded, PodFailurePolicy, BackoffLimitExceeded …"""
+    message: str = ""
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    deleting: bool = False
+    pods: tuple[SeenPod, ...] = ()
+    progress: tuple[ProgressReport, ...] = ()
+    """Pulled from the active pods, one report each."""
+
+
+@dataclass(frozen=True)
+class SeenTeacher:
+    """One teacher's Deployment and Service."""
+
+    name: str
+    uid: str
+    teacher: str
+    attempt: int
+    replicas_ready: int = 0
+    answered: bool = False
+    """It answered a completion request when it was last looked at."""
+    url: str = ""
+    """Its base URL as a Generate pod reaches it, ending in `/v1`."""
+    message: str = ""
+    """Why it did not answer, in the server's or the scheduler's words."""
+    created_at: datetime | None = None
+    deleting: bool = False
+    pods: tuple[SeenPod, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Everything a plan may know of the world."""
+
+    jobs: tuple[SeenJob, ...] = ()
+    teachers: tuple[SeenTeacher, ...] = ()
+    claim_bound: bool | None = None
+    """Of the workspace's claim: None where there is none (yet)."""
+    foreign: frozenset[str] = field(default_factory=frozenset)
+    """Names of children that exist but belong to somebody else, as `Kind/name`."""
+
+    def job(self, key: StageKey, attempt: int) -> SeenJob | None:
+        """This attempt's Job, if it is there."""
+        return next((job for job in self.jobs if job.key == key and job.attempt == attempt), None)
+
+    def teacher(self, name: str, attempt: int) -> SeenTeacher | None:
+        """This attempt's teacher, if it is there."""
+        return next((t for t in self.teachers if t.teacher == name and t.attempt == attempt), None)

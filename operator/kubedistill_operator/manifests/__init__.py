@@ -1,0 +1,1 @@
+"""Pure builders of the children, one file a kind; plain dicts out."""
