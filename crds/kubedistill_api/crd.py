@@ -117,7 +117,9 @@ def _classes(annotation: Any) -> list[type[BaseModel]]:
     return [cls for arg in getattr(annotation, "__args__", ()) for cls in _classes(arg)]
 
 
-def _structural(node: Any, definitions: dict[str, Any], models: dict[str, type[BaseModel]]) -> dict[str, Any]:
+def _structural(
+    node: dict[str, Any], definitions: dict[str, Any], models: dict[str, type[BaseModel]]
+) -> dict[str, Any]:
     node = dict(node)
     if "$ref" in node:
         target = definitions[node.pop("$ref").rsplit("/", 1)[1]]

@@ -6,6 +6,7 @@ follows the core schema of YAML 1.2 for numbers and booleans.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -49,7 +50,7 @@ _RESOLVERS = {
 Yaml12Loader.yaml_implicit_resolvers = {}
 for _tag, (_pattern, _first) in _RESOLVERS.items():
     Yaml12Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
-Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 class InvalidDocumentError(Exception):
@@ -84,7 +85,8 @@ def parse_job(document: dict[str, Any]) -> DistillationJob:
         InvalidDocumentError: with all problems of the schema, or, where there are none, of the rules.
     """
     try:
-        job = DistillationJob.model_validate(_without_nulls(document))
+        # Strict and through JSON, as in the API server: "3" is no number and "yes" no boolean.
+        job = DistillationJob.model_validate_json(json.dumps(_without_nulls(document)), strict=True)
     except ValidationError as error:
         raise InvalidDocumentError(schema_problems(error)) from error
     problems = list(broken_rules(job))

@@ -208,14 +208,15 @@ NAME_LIMIT_RULE = Rule(
     field="metadata.name",
 )
 
-IMMUTABLE = tuple(
-    (
-        f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec.{field} == oldSelf.spec.{field}",
-        f"spec.{field} cannot change once the job has started: make a new DistillationJob (its answers are reused "
-        "where nothing that shapes them changed)",
-    )
-    for field in _SPEC_FIELDS
-) + (
+IMMUTABLE = (
+    *(
+        (
+            f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec.{field} == oldSelf.spec.{field}",
+            f"spec.{field} cannot change once the job has started: make a new DistillationJob (its answers are reused "
+            "where nothing that shapes them changed)",
+        )
+        for field in _SPEC_FIELDS
+    ),
     (
         "!has(oldSelf.status) || !has(oldSelf.status.startTime) || oldSelf.spec.suspend || "
         "self.spec.scheduling == oldSelf.spec.scheduling",

@@ -1,0 +1,90 @@
+# The words of the project; CI, README and people use the same ones. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+BIN := .venv/bin
+RIG := $(BIN)/python tests/cluster/rig/rig.py
+
+.PHONY: help
+help: ## List these words
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+# --- The ground: one virtual environment from hashed locks -------------------------------------------------------
+
+.venv/.uv: requirements/uv.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "KubeDistill needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	touch $@
+
+.venv/.trainer: requirements/trainer.txt pyproject.toml .venv/.uv
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --require-hashes -r requirements/trainer.txt
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
+	touch $@
+
+.venv/.dev: requirements/dev.txt pyproject.toml .venv/.uv
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
+	touch $@
+
+.PHONY: install
+install: .venv/.dev ## Everything a developer needs, into .venv
+
+.PHONY: lock
+lock: .venv/.uv ## Resolve the dependencies again and write the hashed locks
+	requirements/lock.sh
+
+.PHONY: generate
+generate: .venv/.dev ## Write what is generated: the CRD, the chart's copy of it, the field reference
+	$(BIN)/python -m kubedistill_api.crd > crds/distillationjobs.yaml
+	$(BIN)/python docs/generate.py
+
+# --- Without a cluster -------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: .venv/.trainer ## A distilled student on this machine, no cluster: about ten minutes the first time
+	$(BIN)/python examples/models/fetch_smollm2.py
+	$(BIN)/kubedistill run examples/01-quickstart.yaml
+
+.PHONY: check
+check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under two minutes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -m "not slow and not s3 and not vllm and not cluster"
+
+.PHONY: bench
+bench: .venv/.dev ## Speed and memory, as ratios measured side by side
+	for file in tests/bench/bench_*.py; do $(BIN)/python "$$file"; done
+
+# --- With a real Kubernetes --------------------------------------------------------------------------------------
+
+.PHONY: cluster
+cluster: .venv/.dev ## A real Kubernetes on this machine (or nothing to do, with KUBECONFIG set)
+	$(RIG) build
+	test -n "$${KUBECONFIG:-}" || $(RIG) up
+
+.PHONY: cluster-down
+cluster-down: .venv/.dev ## Stop it and leave nothing
+	$(RIG) down
+
+.PHONY: images
+images: .venv/.dev ## Build the images and load them into the cluster
+	tests/cluster/images.sh
+
+.PHONY: demo-cluster
+demo-cluster: cluster images ## Helm install, kubectl apply, wait, show
+	tests/cluster/demo.sh
+
+.PHONY: e2e
+e2e: .venv/.dev cluster images ## The end-to-end tests, against KUBECONFIG or the cluster of this machine
+	$(BIN)/pytest -q -m cluster tests/cluster
+
+.PHONY: test
+test: .venv/.dev check ## Everything, the real cluster included
+	tests/run-all.sh

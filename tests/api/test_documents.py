@@ -1,0 +1,105 @@
+"""Job documents: read as kubectl reads them, refused with all problems at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from kubedistill_api.documents import InvalidDocumentError, parse_job, read_job
+
+MINIMAL = """
+apiVersion: kubedistill.io/v1alpha1
+kind: DistillationJob
+metadata: {name: small}
+spec:
+  teachers: [{name: big, model: {uri: "hf://owner/big"}, serving: {}}]
+  student: {model: {uri: "hf://owner/small"}}
+  data: {train: {uri: "s3://bucket/train.jsonl"}}
+  output: {uri: "s3://bucket/model"}
+"""
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The minimal job with one field set (`a.b[0].c`)."""
+    document: dict[str, Any] = yaml.safe_load(MINIMAL)
+    *parents, last = path.replace("[", ".").replace("]", "").split(".")
+    node: Any = document["spec"]
+    for part in parents:
+        node = node[int(part)] if part.isdigit() else node.setdefault(part, {})
+    node[last] = value
+    return document
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    with pytest.raises(InvalidDocumentError) as caught:
+        parse_job(document)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_the_smallest_job_gets_every_default() -> None:
+    job = read_job(MINIMAL)
+    assert job.spec.training.hyperparameters.learning_rate == 2e-5
+    assert job.spec.generation.shards == 16
+
+
+@pytest.mark.parametrize("text", ["2e-5", "2.0e-5", "0.00002", "2E-5"])
+def test_a_number_means_what_it_means_to_kubectl(text: str) -> None:
+    job = read_job(MINIMAL + f"  training: {{hyperparameters: {{learningRate: {text}}}}}\n")
+    assert job.spec.training.hyperparameters.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "off"])
+def test_words_that_yaml_1_2_reads_as_text_are_no_booleans(word: str) -> None:
+    with pytest.raises(InvalidDocumentError, match="suspend"):
+        read_job(MINIMAL.replace("spec:", f"spec:\n  suspend: {word}"))
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_place() -> None:
+    with pytest.raises(InvalidDocumentError, match=r"'spec' stands twice.*line"):
+        read_job(MINIMAL + "spec: {}\n")
+
+
+def test_nulls_are_absent_fields_as_in_the_api_server() -> None:
+    assert parse_job(changed("data.maxRows", None)).spec.data.max_rows is None
+
+
+def test_all_problems_come_at_once_with_their_paths() -> None:
+    document = changed("training.nodes", 2)
+    document["spec"]["task"] = "Math"
+    document["spec"]["data"]["train"]["uri"] = "gs://bucket/x"
+    found = problems(document)
+    assert [line.split(":")[0] for line in found] == ["spec.task", "spec.data.train.uri", "spec.training.nodes"]
+
+
+REFUSALS = {
+    "unknown field": ("trainig", {}, "spec.trainig: there is no such field"),
+    "missing field": ("output", {}, "spec.output.uri: this field is required"),
+    "soft loss without scores": ("training.objective.type", "ForwardKL", "needs generation.signal: TopK"),
+    "biased tail": ("generation", {"tail": "Sampled", "temperature": 0.7}, "tail: Sampled is unbiased only"),
+    "two ways to reach a teacher": ("teachers[0].batch", {}, "exactly one of serving"),
+    "two students": ("student.prunedFrom", {"teacher": "big", "layers": 2}, "exactly one of model"),
+    "batch that does not divide": ("training.hyperparameters.globalBatchSize", 15, "multiple of microBatchSize"),
+    "output over an input": ("output.uri", "hf://owner/small", "output.uri"),
+    "owned flag": ("teachers[0].serving.extraArgs", ["--port=1"], "extraArgs holds a flag"),
+    "labels missing": ("task", "Classification", "data.labels"),
+    "gate without metric": (
+        "evaluation.gates",
+        [{"metric": "Accuracy", "operator": ">=", "value": 1}],
+        "a gate's metric",
+    ),
+    "objective of tomorrow": ("training.objective.type", "ReverseKL", "not built yet"),
+    "format of tomorrow": ("output.formats", ["GGUF"], "not built yet"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_bad_spec_is_told_what_to_write(path: str, value: Any, expected: str) -> None:
+    assert any(expected in line for line in problems(changed(path, value)))
+
+
+def test_a_name_too_long_for_pods_is_refused() -> None:
+    document = yaml.safe_load(MINIMAL)
+    document["metadata"]["name"] = "x" * 41
+    assert any("at most 40 characters" in line for line in problems(document))
