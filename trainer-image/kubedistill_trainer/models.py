@@ -1,0 +1,147 @@
+"""Models and tokenizers from wherever a `ModelRef` says, and what can be known of them without their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kubedistill_api import uris
+from kubedistill_api.identity import digest, short
+from kubedistill_api.teachers import ModelRef
+from kubedistill_trainer.errors import NotFound, Transient
+from kubedistill_trainer.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+    from kubedistill_trainer.runtime import StageContext
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+HUB_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "*.tiktoken")
+"""What is read of a hub model; older forms of weights are not."""
+
+
+def fetch_model(ref: ModelRef, context: StageContext, *, weights: bool = True) -> Path:
+    """A local folder with a model's files; `weights=False` leaves the large ones where they are.
+
+    Raises:
+        NotFound: no such model, revision or folder, or access to it is refused.
+        Transient: the hub or the store cannot be reached.
+    """
+    location = uris.parse(ref.uri)
+    if location.scheme == "hf":
+        return _from_hub(f"{location.authority}/{location.path}".rstrip("/"), ref.revision or None, weights)
+    store = Workspace.open(ref.uri, context.scratch)
+    direct = store.local_path("")
+    if direct is not None:
+        if not (direct / "config.json").is_file():
+            raise NotFound(
+                "ModelNotFound", f"There is no model at {ref.uri}: a folder with config.json is expected there."
+            )
+        return direct
+    target = context.scratch / "models" / short(digest([ref.uri, ref.revision, weights]))
+    files = [path for path in store.list("") if weights or not path.endswith(WEIGHT_SUFFIXES)]
+    if "config.json" not in files:
+        raise NotFound("ModelNotFound", f"There is no model at {ref.uri}: a prefix with config.json is expected there.")
+    for path in files:
+        if not (target / path).exists():
+            partial = target / f"{path}.partial"
+            store.fetch(path, partial)
+            partial.rename(target / path)
+    return target
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a local folder.
+
+    Raises:
+        NotFound: there is none, or transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise NotFound("TokenizerNotFound", f"No tokenizer can be read from {path}: {text}") from error
+
+
+def load_model(path: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
+    """A causal language model of a local folder, in evaluation mode.
+
+    Raises:
+        NotFound: the folder has no weights, or an architecture that transformers does not know.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, low_cpu_mem_usage=True)
+    except (OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise NotFound("ModelUnreadable", f"The model at {path} cannot be loaded: {text}") from error
+    return model.to(device).eval()
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """BF16, FP16 or FP32 as torch's type."""
+    import torch
+
+    return {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}[precision]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of the token-to-id map: equal exactly if the same ids mean the same tokens."""
+    text = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def end_ids(tokenizer: Any, path: Path | None = None) -> list[int]:
+    """The tokens that end an answer, the chat template's own first.
+
+    `path` is a model's folder: what its `generation_config.json` lists is added.
+    """
+    found = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    for name in ("generation_config.json", "config.json"):
+        file = path / name if path is not None else None
+        if file is not None and file.is_file():
+            listed = json.loads(file.read_text()).get("eos_token_id")
+            found += listed if isinstance(listed, list) else [listed] if isinstance(listed, int) else []
+    return list(dict.fromkeys(found))
+
+
+def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = [p for p in HUB_PATTERNS if weights or not p.endswith(WEIGHT_SUFFIXES)]
+    patterns += [] if weights else ["*.safetensors.index.json"]
+    name = f"hf://{repository}"
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise NotFound(
+            "ModelGated", f"{name} asks for an accepted licence: accept it, and put HF_TOKEN into spec.credentials."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise NotFound("RevisionNotFound", f"{name} has no revision {revision}.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise NotFound(
+            "ModelNotFound", f"There is no model {name}{at}, or it is private: check name and token."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        if os.environ.get("HF_HUB_OFFLINE"):
+            raise NotFound("ModelNotFound", f"{name}{at} is not in the cache, and HF_HUB_OFFLINE is set.") from error
+        raise Transient("HubUnavailable", f"{name} cannot be downloaded now: the hub does not answer.") from error
+    except HfHubHTTPError as error:
+        raise Transient("HubUnavailable", f"{name} cannot be downloaded now: {error}") from error

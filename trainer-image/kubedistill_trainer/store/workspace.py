@@ -1,0 +1,300 @@
+"""Where stages leave their files: a folder, a claim or a bucket behind one small class.
+
+Paths are relative, with forward slashes, and never begin with one. A file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import s3fs
+from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
+
+from kubedistill_api import uris
+from kubedistill_api.environment import CLAIM_ROOT, CLAIM_ROOT_DEFAULT
+from kubedistill_trainer.errors import BadConfiguration, NotFound, StageError, Transient
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file as a listing shows it."""
+
+    path: str
+    """Relative to the workspace."""
+    size: int
+    """Bytes."""
+    version: str
+    """Changes whenever the content does: an ETag, or the time of the last change in nanoseconds."""
+
+
+class Workspace(ABC):
+    """A place for files.
+
+    Every method raises NotFound (no such file or bucket, access refused) or Transient (the store is away or full).
+    """
+
+    root: str
+    """The URI, without a slash at its end."""
+
+    @staticmethod
+    def open(uri: str, scratch: Path | None = None) -> Workspace:
+        """The place that a `file://`, `pvc://` or `s3://` URI names. Nothing is made or asked yet.
+
+        Raises:
+            BadConfiguration: the URI has another scheme, or none.
+        """
+        try:
+            location = uris.parse(uri)
+        except ValueError as error:
+            raise BadConfiguration("InvalidURI", f"{error}.") from error
+        match location.scheme:
+            case "file":
+                return FolderWorkspace(uri, Path(location.path))
+            case "pvc":
+                claims = Path(os.environ.get(CLAIM_ROOT, CLAIM_ROOT_DEFAULT))
+                return FolderWorkspace(uri, claims / location.authority / location.path)
+            case "s3":
+                return BucketWorkspace(uri, f"{location.authority}/{location.path}".rstrip("/"))
+        raise BadConfiguration("UnknownScheme", f"{uri} cannot be opened: write s3://, pvc:// or file://.")
+
+    def uri(self, rel: str) -> str:
+        """The full URI of a path."""
+        return f"{self.root}/{rel}" if rel else self.root
+
+    def local_path(self, rel: str) -> Path | None:
+        """A direct path, where the place is a file system; None for a bucket."""
+        return None
+
+    @abstractmethod
+    def read_bytes(self, rel: str) -> bytes:
+        """A file's content."""
+
+    @abstractmethod
+    def write_bytes(self, rel: str, data: bytes) -> None:
+        """Make or replace a file; readers see the old content or the new, never a part."""
+
+    @abstractmethod
+    def create(self, rel: str, data: bytes) -> bool:
+        """Make a file that must not be there. False: somebody was first, and their content stays."""
+
+    @abstractmethod
+    def exists(self, rel: str) -> bool:
+        """Whether a file, or a folder with something in it, is there."""
+
+    @abstractmethod
+    def files(self, rel: str) -> list[FileInfo]:
+        """All files below a folder, sorted by path; the file itself if `rel` is one; [] if there is nothing."""
+
+    @abstractmethod
+    def remove(self, rel: str) -> None:
+        """Remove a file or a whole folder; nothing happens if it is not there."""
+
+    @abstractmethod
+    def fetch(self, rel: str, local: Path) -> None:
+        """Copy a file, or a folder with all that is in it, to a local path."""
+
+    @abstractmethod
+    def put(self, local: Path, rel: str) -> None:
+        """Copy a local file, or a folder with all that is in it, here. Files appear one by one, each whole."""
+
+    def list(self, rel: str) -> list[str]:
+        """Paths of all files below a folder, sorted."""
+        return [file.path for file in self.files(rel)]
+
+
+class FolderWorkspace(Workspace):
+    """A folder: of this machine, or of a mounted claim."""
+
+    def __init__(self, uri: str, path: Path) -> None:
+        self.root = uri.rstrip("/")
+        self.path = path
+
+    def local_path(self, rel: str) -> Path | None:
+        return self.path / rel
+
+    def read_bytes(self, rel: str) -> bytes:
+        with _translated(self.uri(rel)):
+            return (self.path / rel).read_bytes()
+
+    def write_bytes(self, rel: str, data: bytes) -> None:
+        with _translated(self.uri(rel)), self._draft(rel) as draft:
+            _write_through(draft, data)
+            os.replace(draft, self.path / rel)
+
+    def create(self, rel: str, data: bytes) -> bool:
+        with _translated(self.uri(rel)), self._draft(rel) as draft:
+            _write_through(draft, data)
+            try:
+                os.link(draft, self.path / rel)
+            except FileExistsError:
+                return False
+            return True
+
+    def exists(self, rel: str) -> bool:
+        with _translated(self.uri(rel)):
+            return (self.path / rel).exists()
+
+    def files(self, rel: str) -> list[FileInfo]:
+        start = self.path / rel
+        with _translated(self.uri(rel)):
+            found = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
+            return [self._info(path) for path in found if not path.name.startswith(_DRAFT)]
+
+    def remove(self, rel: str) -> None:
+        path = self.path / rel
+        with _translated(self.uri(rel)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def fetch(self, rel: str, local: Path) -> None:
+        source = self.path / rel
+        with _translated(self.uri(rel)):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, local, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source, local)
+
+    def put(self, local: Path, rel: str) -> None:
+        for source, target in _pairs(local, rel):
+            with _translated(self.uri(target)), self._draft(target) as draft:
+                shutil.copyfile(source, draft)
+                os.replace(draft, self.path / target)
+
+    def _info(self, path: Path) -> FileInfo:
+        stat = path.stat()
+        return FileInfo(path.relative_to(self.path).as_posix(), stat.st_size, str(stat.st_mtime_ns))
+
+    @contextmanager
+    def _draft(self, rel: str) -> Iterator[Path]:
+        """A name beside the target that listings do not show; gone afterwards, whatever happens."""
+        target = self.path / rel
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
+        try:
+            yield draft
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+class BucketWorkspace(Workspace):
+    """A prefix of an S3 bucket. Endpoint, keys and region come from the usual AWS variables."""
+
+    def __init__(self, uri: str, prefix: str) -> None:
+        self.root = uri.rstrip("/")
+        self.prefix = prefix
+        self.fs: Any = s3fs.S3FileSystem(
+            endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            config_kwargs={"retries": {"max_attempts": 5, "mode": "standard"}},
+        )
+
+    def read_bytes(self, rel: str) -> bytes:
+        with _translated(self.uri(rel)):
+            return bytes(self.fs.cat_file(self._key(rel)))
+
+    def write_bytes(self, rel: str, data: bytes) -> None:
+        with _translated(self.uri(rel)):
+            self.fs.pipe_file(self._key(rel), data)
+
+    def create(self, rel: str, data: bytes) -> bool:
+        with _translated(self.uri(rel)):
+            try:
+                self.fs.pipe_file(self._key(rel), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def exists(self, rel: str) -> bool:
+        with _translated(self.uri(rel)):
+            return bool(self.fs.exists(self._key(rel)))
+
+    def files(self, rel: str) -> list[FileInfo]:
+        with _translated(self.uri(rel)):
+            found = self.fs.find(self._key(rel), detail=True)
+        return [
+            FileInfo(key[len(self.prefix) :].lstrip("/"), int(item["size"]), str(item.get("ETag", "")).strip('"'))
+            for key, item in sorted(found.items())
+            if item["type"] == "file"
+        ]
+
+    def remove(self, rel: str) -> None:
+        keys = [self._key(path) for path in self.list(rel)]
+        with _translated(self.uri(rel)), suppress(FileNotFoundError):
+            if keys:
+                self.fs.rm(keys)
+
+    def fetch(self, rel: str, local: Path) -> None:
+        paths = self.list(rel)
+        if not paths:
+            raise NotFound("FileNotFound", f"There is nothing at {self.uri(rel)}.")
+        for path in paths:
+            target = local if path == rel else local / path[len(rel) :].lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _translated(self.uri(path)):
+                self.fs.get_file(self._key(path), str(target))
+
+    def put(self, local: Path, rel: str) -> None:
+        for source, target in _pairs(local, rel):
+            with _translated(self.uri(target)):
+                self.fs.put_file(str(source), self._key(target))
+
+    def _key(self, rel: str) -> str:
+        return f"{self.prefix}/{rel}".rstrip("/") if rel else self.prefix
+
+
+_DRAFT = ".draft-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _pairs(local: Path, rel: str) -> list[tuple[Path, str]]:
+    if local.is_file():
+        return [(local, rel)]
+    files = sorted(path for path in local.rglob("*") if path.is_file())
+    return [(path, f"{rel}/{path.relative_to(local).as_posix()}".lstrip("/")) for path in files]
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Errors of file systems and of S3 in our own words."""
+    try:
+        yield
+    except StageError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFound("FileNotFound", f"There is nothing at {uri}: {_words(error)}.") from error
+    except (PermissionError, NoCredentialsError, PartialCredentialsError) as error:
+        raise NotFound(
+            "AccessDenied", f"Access to {uri} is refused ({_words(error)}): check spec.credentials and its rights."
+        ) from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise Transient(
+                "VolumeFull", f"No space is left at {uri}: make room or ask for a larger volume."
+            ) from error
+        raise Transient("StoreUnavailable", f"{uri} cannot be reached now: {_words(error)}.") from error
+    except BotoCoreError as error:
+        raise Transient("StoreUnavailable", f"{uri} cannot be reached now: {_words(error)}.") from error
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -1,0 +1,1 @@
+"""Teachers: one protocol (`protocol.Teacher`) and the ways to reach a model."""
