@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -33,11 +34,24 @@ def parse(uri: str) -> Location:
         raise ValueError(f"{uri!r} has no scheme: write for example s3://bucket/path or pvc://claim/path")
     if parts.scheme == "file":
         if parts.netloc or not parts.path.startswith("/"):
-            raise ValueError(f"{uri!r} is not absolute: write file:///absolute/path")
+            raise ValueError(
+                f"{uri!r} is not absolute: write file:///absolute/path (relative paths are for the local runner)"
+            )
         return Location("file", "", parts.path)
     if not parts.netloc:
         raise ValueError(f"{uri!r} names no bucket, claim or owner after '{parts.scheme}://'")
     return Location(parts.scheme, parts.netloc, parts.path.lstrip("/"))
+
+
+def rebased(uri: str, folder: str) -> str:
+    """A relative `file://data/x.jsonl` made absolute against a folder; every other URI as it is.
+
+    The local runner reads `file://` paths relative to the job's file, so that examples work in any checkout.
+    """
+    rest = uri.removeprefix("file://")
+    if rest == uri or rest.startswith("/"):
+        return uri
+    return "file://" + posixpath.normpath(posixpath.join(folder, rest))
 
 
 def scheme_is(uri: str, schemes: tuple[str, ...]) -> bool:
