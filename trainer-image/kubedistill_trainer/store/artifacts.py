@@ -161,7 +161,7 @@ def publish(output: Workspace, staged: Path, plan: Artifact, overwrite: Overwrit
         output.remove(CLAIM)
         return found.artifact
     refuse_if_taken(output, found, plan, overwrite)
-    _claim(output, found, plan, overwrite)
+    found = _claim(output, found, plan, overwrite)
     output.remove(MANIFEST)
     for path in sorted(found.owned - plan.paths):
         output.remove(path)
@@ -199,13 +199,23 @@ def read_back(output: Workspace, files: Mapping[str, FileEntry], scratch: Path) 
             )
 
 
-def _claim(output: Workspace, found: Found, plan: Artifact, overwrite: Overwrite) -> None:
-    """Become the one who publishes here. What an earlier mark listed stays listed until it is withdrawn."""
-    claim = _json(Claim(owner=plan.owner, files=sorted(plan.paths | found.owned)))
+def _claim(output: Workspace, found: Found, plan: Artifact, overwrite: Overwrite) -> Found:
+    """Become the one who publishes here, then look again: what was finished before our claim is seen now, and nothing
+    is begun after it. What an earlier mark listed stays listed until it is withdrawn.
+    """
+    claim = Claim(owner=plan.owner, files=sorted(plan.paths | found.owned))
     if found.claim is not None:
-        output.write_bytes(CLAIM, claim)
-    elif not output.create(CLAIM, claim):  # somebody else was faster since we looked
-        refuse_if_taken(output, look(output), plan, overwrite)
+        output.write_bytes(CLAIM, _json(claim))
+    else:
+        output.create(CLAIM, _json(claim))
+    now = look(output)
+    try:
+        refuse_if_taken(output, now, plan, overwrite)
+    except BadConfiguration:
+        if now.claim == claim:
+            output.remove(CLAIM)
+        raise
+    return now
 
 
 def _entry_there(output: Workspace, path: str, scratch: Path) -> FileEntry:
