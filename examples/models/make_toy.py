@@ -107,7 +107,13 @@ def toy_model(toy: Toy, tokenizer: Any) -> Any:
 
 
 def teach(model: Any, tokenizer: Any, toy: Toy, chats_per_step: int = 16) -> None:
-    """Train `model` in place for `toy.steps` steps of plain next-token prediction on the labelled chats."""
+    """Train `model` in place for `toy.steps` steps of plain next-token prediction on the labelled chats.
+
+    On one thread: operations are so small that a second one only waits, ten times longer on a busy machine, and the
+    result would depend on how many there are.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     rows = [tokenizer.apply_chat_template(chat, return_dict=False) for chat in chats()] if toy.steps else []
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(toy.steps):
@@ -119,6 +125,7 @@ def teach(model: Any, tokenizer: Any, toy: Toy, chats_per_step: int = 16) -> Non
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+    torch.set_num_threads(threads)
 
 
 def chats() -> Iterator[list[dict[str, str]]]:
