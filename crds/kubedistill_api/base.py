@@ -50,7 +50,7 @@ Word = Annotated[str, Field(max_length=128)]
 Digest = Annotated[str, Field(max_length=80)]
 Decimal = Annotated[str, Field(max_length=32)]
 """A decimal number as a string: the API conventions of Kubernetes keep floats out of a status."""
-Timestamp = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"})]
+Timestamp = Annotated[str, Field(max_length=40)]
 """RFC 3339, in UTC, to the second."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[int, Field(ge=1, le=10**9)]

@@ -71,10 +71,9 @@ def _column(name: str, type_: str, path: str, priority: int) -> dict[str, Any]:
 def _root_schema() -> dict[str, Any]:
     spec = structural_schema(DistillationJobSpec)
     status = structural_schema(Status)
+    _drop_defaults(status)
+    status["properties"]["observedGeneration"]["default"] = -1
     status["default"] = {"observedGeneration": -1}
-    for name, field in status["properties"].items():
-        if name != "observedGeneration":
-            field.pop("default", None)
     return {
         "type": "object",
         "description": "Distils large language models (teachers) into a small one (the student).",
@@ -91,6 +90,22 @@ def _root_schema() -> dict[str, Any]:
             *({"rule": rule, "message": message} for rule, message in IMMUTABLE),
         ],
     }
+
+
+def _drop_defaults(node: dict[str, Any]) -> None:
+    """A status holds what was written, nothing that was filled in."""
+    node.pop("default", None)
+    for inside in (*node.get("properties", {}).values(), node.get("items"), node.get("additionalProperties")):
+        if isinstance(inside, dict):
+            _drop_defaults(inside)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -152,7 +167,8 @@ def _shaped(node: dict[str, Any], definitions: dict[str, Any], models: dict[str,
     elif node.get("type") == "integer":
         node["format"] = "int64"
     if isinstance(node.get("default"), dict):
-        node["default"] = {}
+        # In full, not `{}`: the API server checks a default against the rules before it fills what is inside.
+        node["default"] = _without_nulls(node["default"])
     if node.get("default", ...) is None:
         del node["default"]
     if "description" in node:
