@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kubedistill_api.evaluation import Gate, GateOf, Metric, OnGateFailure, Operator
 from kubedistill_api.status import GateOutcome, Score
+from kubedistill_trainer.core.scores import retained_share
 
 NOISE = 1e-3
 """Relative. Two measurements of equal weights may differ by this much when a batch was put together differently."""
@@ -33,12 +34,10 @@ class Compared:
     @property
     def retained(self) -> float | None:
         """Student / teacher, or teacher / student where lower is better; None where the quotient says nothing."""
-        part, whole = self.student, self.teacher
-        if self.metric.lower_is_better:
-            part, whole = whole, part
-            if not part:  # a teacher's divergence from itself: every student would retain nothing
-                return None
-        return None if part is None or not whole else part / whole
+        lower = self.metric.lower_is_better
+        if self.student is None or self.teacher is None or (lower and not self.teacher):
+            return None  # a teacher's divergence from itself is 0: every student would retain nothing
+        return retained_share(self.student, self.teacher, lower_is_better=lower)
 
     @property
     def change(self) -> float | None:

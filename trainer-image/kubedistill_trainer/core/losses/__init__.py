@@ -1,0 +1,11 @@
+"""One file per loss. A loss takes the student's `Logprobs` and the `Supervision` and returns a `LossSum`.
+
+Law of this package: additive over positions, no masks (only counted positions come in), no clamps inside a
+divergence (they turn gradients around), no division (see `LossSum`).
+"""
+
+from kubedistill_trainer.core.losses.cross_entropy import cross_entropy
+from kubedistill_trainer.core.losses.forward_kl import forward_kl_bucket, forward_kl_sampled
+from kubedistill_trainer.core.losses.objectives import Loss, loss_of, mixed
+
+__all__ = ["Loss", "cross_entropy", "forward_kl_bucket", "forward_kl_sampled", "loss_of", "mixed"]

@@ -1,0 +1,202 @@
+"""What a line of the user's data means: parse one row, name it by its content, say on which side of the split it falls.
+
+Accepted shapes, by field name and never by column order:
+- `messages`: a chat; each assistant message marks a turn that the teacher answers (its text is kept as a reference
+  only), and a chat that ends with a user gets one answer more;
+- `prompt`, optionally with `system`, and with the expected answer as `label` or `completion`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+FIELDS = ("messages", "prompt", "system", "label", "completion", "tools")
+"""Our names for what a row may hold. `data.columns` maps them to the user's."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class RowError(ValueError):
+    """The row cannot be used; the message says why and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat. `more` holds what only templates understand: tool calls, names."""
+
+    role: str
+    content: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As chat templates and servers take it."""
+        return {"role": self.role, "content": self.content, **self.more}
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the teacher writes this message. Calls of tools are part of the history, not answers."""
+        return self.role == "assistant" and not self.more.get("tool_calls")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a chat up to and including what the last answer replies to."""
+
+    messages: tuple[Message, ...]
+    """Never ends with an answer. Answers in between mark turns; the teacher writes them anew."""
+    label: str | None = None
+    """The expected last answer, where the data know it."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def row_id(self) -> str:
+        """Digest of all content: equal rows have equal ids, whatever file, line or run they come from."""
+        return _digest([[m.as_dict() for m in self.messages], self.label, list(self.tools)])
+
+    @property
+    def prompt_key(self) -> str:
+        """The first user message, blind to case and spacing: rows that share it are related."""
+        first = next((message.content for message in self.messages if message.role == "user"), "")
+        return " ".join(unicodedata.normalize("NFKC", first).casefold().split())
+
+    @property
+    def answers(self) -> int:
+        """How many answers the teacher writes."""
+        return 1 + sum(message.is_answer for message in self.messages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON; `Row.from_dict` reads it back."""
+        return {"messages": [m.as_dict() for m in self.messages], "label": self.label, "tools": list(self.tools)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Row:
+        """What `as_dict` wrote; no checks are repeated."""
+        messages = (
+            Message(m["role"], m["content"], {k: v for k, v in m.items() if k not in ("role", "content")})
+            for m in raw["messages"]
+        )
+        return cls(tuple(messages), raw["label"], tuple(raw["tools"]))
+
+
+def parse_row(raw: object, columns: Mapping[str, str] | None = None, system_prompt: str = "") -> Row:
+    """One row of user data as a `Row`.
+
+    `columns` maps our field names to the user's ({prompt: question}). `system_prompt` goes before rows that bring no
+    system message. Raises RowError with the cause and the keys that were found.
+    """
+    if not isinstance(raw, Mapping):
+        raise RowError(f"a row is a JSON object, this is {_kind(raw)}")
+    fields = {name: raw.get((columns or {}).get(name, name)) for name in FIELDS}
+    match fields:
+        case {"messages": None, "prompt": None}:
+            raise RowError(_unknown_shape(raw, columns or {}))
+        case {"messages": messages, "prompt": None}:
+            chat = [_message(message, number) for number, message in enumerate(_list(messages, "messages"), start=1)]
+        case {"messages": None, "prompt": prompt}:
+            chat = [Message("user", _text(prompt, "prompt"))]
+        case _:
+            raise RowError("a row has messages or prompt, this one has both")
+    if fields["system"] is not None:
+        chat.insert(0, Message("system", _text(fields["system"], "system")))
+    elif system_prompt and not any(message.role in ("system", "developer") for message in chat):
+        chat.insert(0, Message("system", system_prompt))
+    reference = chat.pop().content if chat and chat[-1].is_answer else None
+    _check_order(chat)
+    tools = () if fields["tools"] is None else tuple(_list(fields["tools"], "tools"))
+    return Row(tuple(chat), _label(fields, reference), tools)
+
+
+def unknown_columns(columns: Mapping[str, str]) -> list[str]:
+    """What is wrong with `data.columns`: one sentence for each name that is not ours."""
+    return [
+        f"data.columns maps {name!r}, which is no field of ours; write one of {', '.join(FIELDS)} on the left and your "
+        "own name on the right"
+        for name in columns
+        if name not in FIELDS
+    ]
+
+
+def fraction_of(key: str, purpose: str) -> float:
+    """A number in [0, 1) that depends on the key and the purpose alone. Different purposes are independent."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}\0{key}".encode()).digest()[:7]) / 2**56
+
+
+def is_held_out(row: Row, validation_fraction: float) -> bool:
+    """Whether a row belongs to validation: by the hash of its prompt, so related rows stay together for ever."""
+    return fraction_of(row.prompt_key, "validation") < validation_fraction
+
+
+def _message(raw: object, number: int) -> Message:
+    if not isinstance(raw, Mapping):
+        raise RowError(f"message {number} is {_kind(raw)}, not an object with role and content")
+    role, content = raw.get("role"), raw.get("content")
+    if role not in ROLES:
+        raise RowError(f"message {number} has role {role!r}; known are {', '.join(ROLES)}")
+    more = {name: value for name, value in raw.items() if name not in ("role", "content") and value is not None}
+    if content is None and more.get("tool_calls"):
+        return Message(role, "", more)
+    return Message(role, _text(content, f"the content of message {number}"), more)
+
+
+def _text(value: object, what: str) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
+            raise RowError(f"{what} has parts that are not text; only text can be distilled")
+        value = "".join(str(part.get("text", "")) for part in value)
+    if not isinstance(value, str):
+        raise RowError(f"{what} is {_kind(value)}, not text")
+    if not value.strip():
+        raise RowError(f"{what} is empty")
+    return value
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise RowError(f"{what} is {_kind(value)}, not a list")
+    return list(value)
+
+
+def _label(fields: Mapping[str, object], reference: str | None) -> str | None:
+    given = {name: fields[name] for name in ("label", "completion") if fields[name] is not None}
+    if len(given) == 2:
+        raise RowError("a row has label or completion, this one has both")
+    for name, value in given.items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return _text(value, name)
+    return reference
+
+
+def _check_order(chat: Sequence[Message]) -> None:
+    if not any(message.role == "user" for message in chat):
+        raise RowError("there is no user message: nothing asks the teacher")
+    if chat[-1].role not in ("user", "tool"):
+        raise RowError(f"the chat ends with a {chat[-1].role} message: nothing asks for an answer")
+    for before, after in pairwise(chat):
+        if before.is_answer and after.role == "assistant":
+            raise RowError("two assistant messages follow each other: nothing asks for the second")
+        if after.is_answer and before.role in ("system", "developer"):
+            raise RowError("an assistant message comes before any user message")
+
+
+def _unknown_shape(raw: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    found = ", ".join(str(name) for name in raw) or "no fields at all"
+    missing = "; ".join(f"data.columns says that {ours} is called {theirs}" for ours, theirs in columns.items())
+    hint = missing or "if yours are called otherwise, write for example data.columns: {prompt: question, label: answer}"
+    return f"a row needs messages or prompt, this one has {found} ({hint})"
+
+
+def _kind(value: object) -> str:
+    return {None.__class__: "null", str: "text", list: "a list", bool: "a boolean", dict: "an object"}.get(
+        type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    )
+
+
+def _digest(value: object) -> str:
+    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
