@@ -1,0 +1,141 @@
+"""Plots as inline SVG. Colours are classes of the page's style sheet, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from kubedistill_trainer.report.content import Point, three_digits
+
+WIDTH, HEIGHT = 640, 260
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from values to pixels, with round ticks."""
+
+    low: float
+    high: float
+    start: float
+    """Pixel of `low`."""
+    end: float
+    """Pixel of `high`."""
+
+    def __call__(self, value: float) -> float:
+        span = (self.high - self.low) or 1.0
+        return self.start + (value - self.low) / span * (self.end - self.start)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Round values within the scale."""
+        step = round_step((self.high - self.low) or 1.0, about)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [index * step for index in range(first, last + 1)]
+
+
+def round_step(span: float, about: int) -> float:
+    """1, 2 or 5 times a power of ten, so that a span has about so many steps."""
+    raw = span / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+
+
+def smoothed(points: Sequence[Point], window: int) -> list[Point]:
+    """The mean over the last `window` points."""
+    values = [point.value for point in points]
+    return [
+        Point(point.step, sum(values[max(0, at - window + 1) : at + 1]) / (at + 1 - max(0, at - window + 1)))
+        for at, point in enumerate(points)
+    ]
+
+
+def loss_curves(training: Sequence[Point], validation: Sequence[Point]) -> Markup:
+    """Loss by optimizer step: each step faintly, their running mean, and the validations as dots, the best ringed."""
+    training, validation = _finite(training), _finite(validation)
+    points = [*training, *validation]
+    if not points:
+        return Markup("")
+    x = Scale(min(p.step for p in points), max(p.step for p in points), LEFT, WIDTH - RIGHT)
+    values = [p.value for p in points]
+    low = 0.0 if min(values) >= 0 else min(values)
+    y = Scale(low, max(values) * 1.05 or 1.0, HEIGHT - BOTTOM, TOP)
+    parts = [_axes(x, y, "optimizer step", "nats a token")]
+    if training:
+        parts.append(_path(training, x, y, "line train faint"))
+        parts.append(_path(smoothed(training, max(1, len(training) // 20)), x, y, "line train"))
+    if validation:
+        best = min(validation, key=lambda point: point.value)
+        parts.append(_path(validation, x, y, "line valid"))
+        parts += [_dot(point, x, y, "dot valid") for point in validation]
+        parts.append(_dot(best, x, y, "ring valid", radius=7))
+    return _svg("Loss by optimizer step", parts)
+
+
+def histogram(values: Sequence[int], title: str, unit: str, bins: int = 24) -> Markup:
+    """How often each length occurs."""
+    if not values:
+        return Markup("")
+    width = max(1, int(round_step(max(max(values), 1), bins)))
+    counts = [0] * (max(values) // width + 1)
+    for value in values:
+        counts[value // width] += 1
+    x = Scale(0, len(counts) * width, LEFT, WIDTH - RIGHT)
+    y = Scale(0, max(counts) * 1.05, HEIGHT - BOTTOM, TOP)
+    parts = [_axes(x, y, unit, "answers")]
+    for index, count in enumerate(counts):
+        left, right = x(index * width) + 1, x((index + 1) * width) - 1
+        label = f"{index * width} to {(index + 1) * width - 1} {unit}: {count}"
+        parts.append(
+            f'<rect class="bar" x="{left:.1f}" y="{y(count):.1f}" width="{right - left:.1f}" '
+            f'height="{y(0) - y(count):.1f}" rx="1.5"><title>{escape(label)}</title></rect>'
+        )
+    return _svg(title, parts)
+
+
+def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
+    lines = [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text class="tick" x="{LEFT - 6}" y="{y(v) + 3.5:.1f}" text-anchor="end">{_tick(v)}</text>'
+        for v in y.ticks()
+    ]
+    lines += [
+        f'<text class="tick" x="{x(v):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_tick(v)}</text>'
+        for v in x.ticks(8)
+    ]
+    lines.append(
+        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
+        f'<text class="axis" x="{LEFT + 4}" y="{TOP + 4}">{escape(y_label)}</text>'
+    )
+    return "".join(lines)
+
+
+def _path(points: Sequence[Point], x: Scale, y: Scale, classes: str) -> str:
+    steps = " ".join(f"{x(p.step):.1f},{y(p.value):.1f}" for p in points)
+    return f'<polyline class="{classes}" points="{steps}"/>'
+
+
+def _dot(point: Point, x: Scale, y: Scale, classes: str, radius: float = 3.5) -> str:
+    label = f"step {point.step}: {three_digits(point.value)}"
+    return (
+        f'<circle class="{classes}" cx="{x(point.step):.1f}" cy="{y(point.value):.1f}" r="{radius}">'
+        f"<title>{escape(label)}</title></circle>"
+    )
+
+
+def _svg(title: str, parts: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _tick(value: float) -> str:
+    return f"{value:g}" if abs(value) < 10_000 else f"{value / 1000:g}k"
+
+
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point.value)]
