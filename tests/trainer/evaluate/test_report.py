@@ -238,9 +238,14 @@ def test_a_histogram_counts_every_value_once() -> None:
     assert sum(counts) == len(lengths)
 
 
-def test_a_running_mean_starts_with_what_there_is() -> None:
-    points = [Point(1, 4.0), Point(2, 2.0), Point(3, 0.0)]
-    assert [point.value for point in smoothed(points, 2)] == [4.0, 3.0, 1.0]
+def test_a_running_mean_keeps_a_straight_line_straight() -> None:
+    line = [Point(step, 10.0 - step) for step in range(9)]
+    assert smoothed(line, 3) == line
+
+
+def test_a_running_mean_takes_as_many_neighbours_as_there_are_on_both_sides() -> None:
+    points = [Point(1, 4.0), Point(2, 1.0), Point(3, 1.0)]
+    assert [point.value for point in smoothed(points, 5)] == [4.0, 2.0, 1.0]
 
 
 NUMBERS = [

@@ -5,13 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from markupsafe import Markup, escape
 
 from kubedistill_trainer.report.content import Point, three_digits
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 34
+"""Pixels of the margins: numbers at the left, numbers and a label below."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a plot in its own pixels; the page stretches it to the room there is."""
+
+    width: int
+    height: int
+    x_ticks: int
+
+    def x(self, low: float, high: float) -> Scale:
+        """Values to pixels, left to right."""
+        return Scale(low, high, LEFT, self.width - RIGHT)
+
+    def y(self, low: float, high: float) -> Scale:
+        """Values to pixels, bottom to top."""
+        return Scale(low, high, self.height - BOTTOM, TOP)
+
+
+WHOLE = Frame(860, 280, x_ticks=10)
+HALF = Frame(400, 230, x_ticks=5)
 
 
 @dataclass(frozen=True)
@@ -44,13 +66,14 @@ def round_step(span: float, about: int) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
 
 
-def smoothed(points: Sequence[Point], window: int) -> list[Point]:
-    """The mean over the last `window` points."""
+def smoothed(points: Sequence[Point], reach: int) -> list[Point]:
+    """The mean of each point and up to `reach` neighbours on each side, as many on both: a mean of the past alone
+    would draw a falling curve too high.
+    """
     values = [point.value for point in points]
-    return [
-        Point(point.step, sum(values[max(0, at - window + 1) : at + 1]) / (at + 1 - max(0, at - window + 1)))
-        for at, point in enumerate(points)
-    ]
+    spans = [min(reach, at, len(points) - 1 - at) for at in range(len(points))]
+    means = [fmean(values[at - span : at + span + 1]) for at, span in enumerate(spans)]
+    return [Point(point.step, mean) for point, mean in zip(points, means, strict=True)]
 
 
 def loss_curves(training: Sequence[Point], validation: Sequence[Point]) -> Markup:
@@ -59,20 +82,20 @@ def loss_curves(training: Sequence[Point], validation: Sequence[Point]) -> Marku
     points = [*training, *validation]
     if not points:
         return Markup("")
-    x = Scale(min(p.step for p in points), max(p.step for p in points), LEFT, WIDTH - RIGHT)
+    x = WHOLE.x(min(p.step for p in points), max(p.step for p in points))
     values = [p.value for p in points]
     low = 0.0 if min(values) >= 0 else min(values)
-    y = Scale(low, max(values) * 1.05 or 1.0, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, "optimizer step", "nats a token")]
+    y = WHOLE.y(low, max(values) * 1.05 or 1.0)
+    parts = [_axes(WHOLE, x, y, "optimizer step", "nats a token")]
     if training:
         parts.append(_path(training, x, y, "line train faint"))
-        parts.append(_path(smoothed(training, max(1, len(training) // 20)), x, y, "line train"))
+        parts.append(_path(smoothed(training, len(training) // 30), x, y, "line train"))
     if validation:
         best = min(validation, key=lambda point: point.value)
         parts.append(_path(validation, x, y, "line valid"))
         parts += [_dot(point, x, y, "dot valid") for point in validation]
         parts.append(_dot(best, x, y, "ring valid", radius=7))
-    return _svg("Loss by optimizer step", parts)
+    return _svg(WHOLE, "Loss by optimizer step", parts)
 
 
 def histogram(values: Sequence[int], title: str, unit: str, bins: int = 24) -> Markup:
@@ -83,9 +106,8 @@ def histogram(values: Sequence[int], title: str, unit: str, bins: int = 24) -> M
     counts = [0] * (max(values) // width + 1)
     for value in values:
         counts[value // width] += 1
-    x = Scale(0, len(counts) * width, LEFT, WIDTH - RIGHT)
-    y = Scale(0, max(counts) * 1.05, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, unit, "answers")]
+    x, y = HALF.x(0, len(counts) * width), HALF.y(0, max(counts) * 1.05)
+    parts = [_axes(HALF, x, y, unit, "answers")]
     for index, count in enumerate(counts):
         left, right = x(index * width) + 1, x((index + 1) * width) - 1
         label = f"{index * width} to {(index + 1) * width - 1} {unit}: {count}"
@@ -93,22 +115,23 @@ def histogram(values: Sequence[int], title: str, unit: str, bins: int = 24) -> M
             f'<rect class="bar" x="{left:.1f}" y="{y(count):.1f}" width="{right - left:.1f}" '
             f'height="{y(0) - y(count):.1f}" rx="1.5"><title>{escape(label)}</title></rect>'
         )
-    return _svg(title, parts)
+    return _svg(HALF, title, parts)
 
 
-def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
+def _axes(frame: Frame, x: Scale, y: Scale, x_label: str, y_label: str) -> str:
+    right, bottom = frame.width - RIGHT, frame.height - BOTTOM
     lines = [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
         f'<text class="tick" x="{LEFT - 6}" y="{y(v) + 3.5:.1f}" text-anchor="end">{_tick(v)}</text>'
-        for v in y.ticks()
+        for v in y.ticks(4)
     ]
     lines += [
-        f'<text class="tick" x="{x(v):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_tick(v)}</text>'
-        for v in x.ticks(8)
+        f'<text class="tick" x="{x(v):.1f}" y="{bottom + 15}" text-anchor="middle">{_tick(v)}</text>'
+        for v in x.ticks(frame.x_ticks)
     ]
     lines.append(
-        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
-        f'<text class="axis" x="{LEFT + 4}" y="{TOP + 4}">{escape(y_label)}</text>'
+        f'<text class="axis" x="{right}" y="{frame.height - 4}" text-anchor="end">{escape(x_label)}</text>'
+        f'<text class="axis" x="{LEFT + 4}" y="{TOP + 2}">{escape(y_label)}</text>'
     )
     return "".join(lines)
 
@@ -126,9 +149,9 @@ def _dot(point: Point, x: Scale, y: Scale, classes: str, radius: float = 3.5) ->
     )
 
 
-def _svg(title: str, parts: Sequence[str]) -> Markup:
+def _svg(frame: Frame, title: str, parts: Sequence[str]) -> Markup:
     return Markup(
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="plot" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
     )
 
