@@ -33,6 +33,15 @@ class ResultBase(Tolerant):
     """A sentence for people."""
 
 
+class GenerateResult(ResultBase):
+    """One teacher's answers are there."""
+
+    stage: Literal[Stage.GENERATE] = Stage.GENERATE
+    teacher: str
+    ledger: Ledger
+    tokens_generated: int = 0
+
+
 class PrepareResult(ResultBase):
     """The data are sound and everything that can be known beforehand fits."""
 
@@ -43,17 +52,11 @@ class PrepareResult(ResultBase):
     """Broken rows that `maxInvalidShare` bore."""
     warnings: list[str] = []
     """At most a few sentences; all of them are in the report."""
+    answers: list[GenerateResult] = []
+    """Teachers whose answers are in the workspace already (`kubedistill_api.digests.generate_digest`): they are not
+    asked, and no GPU is started for them."""
     report: str = ""
     """Path of the report, relative to the workspace."""
-
-
-class GenerateResult(ResultBase):
-    """One teacher's answers are there."""
-
-    stage: Literal[Stage.GENERATE] = Stage.GENERATE
-    teacher: str
-    ledger: Ledger
-    tokens_generated: int = 0
 
 
 class TrainResult(ResultBase):

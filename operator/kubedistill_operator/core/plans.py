@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias
 
 from kubedistill_api.status import Status
+from kubedistill_operator.manifests.base import Manifest
 
-Manifest: TypeAlias = dict[str, Any]
-"""A Kubernetes object with the fields we own, for server-side apply."""
+__all__ = ["Manifest", "Plan", "Ref"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,11 @@ class Plan:
 
     status: Status
     apply: tuple[Manifest, ...] = ()
+    """Children that were not seen; one that is there is never applied again."""
+    start: tuple[Ref, ...] = ()
+    """Suspended Jobs whose teacher has answered."""
     delete: tuple[Ref, ...] = ()
+    """Children that the recorded status does not need. Only what an earlier pass wrote down is deleted, so that a crash
+    in between never loses why."""
     check_in: timedelta | None = None
     """When to look again though nothing happened; None: only when something does."""

@@ -25,8 +25,15 @@ class Cluster(Protocol):
         """Make one child be as the manifest says; idempotent, owned fields only."""
         ...
 
+    async def start(self, job: DistillationJob, ref: Ref) -> None:
+        """Let a suspended Job run, if it still has this uid. Its template is fixed, so nothing else is touched."""
+        ...
+
     async def delete(self, job: DistillationJob, ref: Ref) -> None:
-        """Delete one child, if it still has this uid; its own children go with it."""
+        """Delete one child, if it still has this uid; its own children go with it.
+
+        A Job stays visible, as `deleting`, until its pods are gone: the next attempt waits for that.
+        """
         ...
 
     async def write_status(self, job: DistillationJob, status: Status) -> None:

@@ -1,27 +1,24 @@
-"""What an installation decides for all its jobs: images and defaults. Values only; who starts the pass reads them in."""
+"""What an installation decides for all its jobs: images, defaults and patience. Values only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kubedistill_operator.manifests.base import Defaults
+
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Defaults):
     """One installation's choices. Frozen, so that a plan depends on nothing else."""
 
-    trainer_image: str = "kubedistill/trainer:latest"
-    vllm_image: str = "vllm/vllm-openai:latest"
-    image_pull_policy: str = "IfNotPresent"
-    workspace_path: str = "/workspace"
-    """Where a claim is mounted in the stages; the local runner puts a folder of this machine here."""
-    stage_ttl_seconds: int = 300
-    """A finished Job, and the teacher it owns, are removed after so long, with no operator alive."""
-    generate_deadline_seconds: int = 7 * 24 * 3600
-    """The longest generation where the spec gives no deadline: the dead-man's switch needs one."""
-    train_grace_seconds: int = 120
-    """How long a training may take to write its checkpoint after SIGTERM."""
     retry_base_seconds: int = 10
     retry_limit_seconds: int = 300
     """The backoff between attempts doubles from the base up to the limit."""
     progress_seconds: int = 15
     """Progress is written at most this often."""
+    stall_seconds: int = 3600
+    """A training or evaluation that moved nothing for so long is stopped and tried again."""
+    max_workers: int = 1000
+    """Generate pods of one teacher at most, whatever the spec asks for."""
+    local_files: bool = False
+    """Whether a `file://` workspace or output means something: with the local runner it does."""

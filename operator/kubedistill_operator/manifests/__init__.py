@@ -1,1 +1,1 @@
-"""Pure builders of the children, one file a kind; plain dicts out."""
+"""Pure builders of Kubernetes objects, one file for each kind of child: API models in, plain dicts out. No I/O."""

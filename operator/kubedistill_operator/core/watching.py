@@ -1,0 +1,149 @@
+"""A living attempt: does it wait, does it move, must it be stopped?"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from kubedistill_api.base import Stage
+from kubedistill_api.status import (
+    ConditionType,
+    Failure,
+    FailureClass,
+    Phase,
+    StageState,
+    StageStatus,
+    Status,
+)
+from kubedistill_operator.core import records
+from kubedistill_operator.core.conditions import Reason, with_condition
+from kubedistill_operator.core.outcomes import Broken, Remedy
+from kubedistill_operator.core.pipeline import Step
+from kubedistill_operator.core.plans import Plan, Ref
+from kubedistill_operator.core.progress import ledger_of, merged
+from kubedistill_operator.core.retries import after_failure
+from kubedistill_operator.core.seen import JobState, SeenJob, SeenPod
+from kubedistill_operator.core.teaching import BENIGN, Answers, Starts, made, teacher_of
+from kubedistill_operator.core.times import since
+from kubedistill_operator.core.world import World
+
+PATIENCE = timedelta(seconds=5)
+
+
+def watch(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
+    """What a pass does about an attempt that has not ended."""
+    if attempt.state is JobState.SUSPENDED and step.served_teacher:
+        return _until_taught(world, status, step, attempt)
+    late = _pending_too_long(world, attempt) or _idle_too_long(world, status, step, attempt)
+    if late is not None:
+        return after_failure(world, status, step, late)
+    status = _progressed(world, status, step, attempt)
+    every = timedelta(seconds=world.settings.progress_seconds)
+    lost = step.served_teacher and world.seen.teacher(step.key.teacher, attempt.attempt) is None
+    return Plan(status, apply=made(world, step.key.teacher, attempt) if lost else (), check_in=every)
+
+
+def _until_taught(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
+    """The Job waits for its teacher, and starts once that has answered."""
+    match teacher_of(world, step, attempt):
+        case Answers():
+            text = f"Teacher {step.key.teacher} has answered a completion."
+            status = with_condition(status, ConditionType.TEACHER_READY, True, Reason.TEACHER_ANSWERED, text, world.now)
+            status = records.going_on(status, step, world.now, Reason.STARTING, "The teacher answers; asking starts.")
+            return Plan(status, start=(Ref("Job", attempt.name, attempt.uid),), check_in=PATIENCE)
+        case Starts(reason, message, apply):
+            status = with_condition(status, ConditionType.TEACHER_READY, False, reason, message, world.now)
+            status = records.going_on(status, step, world.now, reason, message, phase=Phase.STARTING_TEACHER)
+            return Plan(status, apply=apply, check_in=PATIENCE)
+        case Broken() as broken:
+            text = broken.failure.message
+            status = with_condition(status, ConditionType.TEACHER_READY, False, broken.failure.reason, text, world.now)
+            return after_failure(world, status, step, broken)
+
+
+def _progressed(world: World, status: Status, step: Step, attempt: SeenJob) -> Status:
+    """The status with what the pods say."""
+    stage = status.stage(step.name) or StageStatus(name=step.name)
+    running = any(pod.phase in ("Running", "Succeeded") for pod in attempt.pods)
+    waiting = next((pod for pod in attempt.pods if pod.waiting_reason not in BENIGN), None)
+    progress = stage.progress
+    if running:
+        every = timedelta(seconds=world.settings.progress_seconds)
+        progress = merged(stage.progress, attempt.progress, world.now, every)
+        if progress is not stage.progress:
+            status = _numbers(status, attempt)
+    state = StageState.RUNNING if running else StageState.WAITING
+    status = records.with_stage(status, records.changed(stage, state=state, progress=progress))
+    if waiting is not None and not running:
+        return records.going_on(status, step, world.now, waiting.waiting_reason, _waits(waiting))
+    if attempt.state is JobState.SUSPENDED:
+        return records.going_on(status, step, world.now, Reason.WAITING, "The Job waits for its queue to admit it.")
+    if not running:
+        return records.going_on(status, step, world.now, Reason.STARTING, f"Attempt {attempt.attempt} starts.")
+    return records.going_on(status, step, world.now, Reason.RUNNING, f"Attempt {attempt.attempt} runs.")
+
+
+def _numbers(status: Status, attempt: SeenJob) -> Status:
+    """The training's numbers, and the ledger of the teacher that is asked first."""
+    training = next((report.training for report in attempt.progress if report.training is not None), None)
+    if training is not None:
+        size = training.micro_batch_size or (status.training.micro_batch_size if status.training else 0)
+        status = status.model_copy(update={"training": training.model_copy(update={"micro_batch_size": size})})
+    ledgers = [report.ledger for report in attempt.progress if report.ledger is not None]
+    others = any(s.state in records.DONE and s.name.startswith(Stage.GENERATE) for s in status.stages)
+    return status.model_copy(update={"ledger": ledger_of(ledgers)}) if ledgers and not others else status
+
+
+def _pending_too_long(world: World, attempt: SeenJob) -> Broken | None:
+    """A pod that nobody places, or that cannot start, for longer than the spec allows."""
+    limit = world.job.spec.run_policy.pending_deadline_seconds
+    if limit is None:
+        return None
+    for pod in attempt.pods:
+        if pod.phase == "Pending" and since(pod.created_at, world.now) > timedelta(seconds=limit):
+            text = f"{_waits(pod)} (longer than spec.runPolicy.pendingDeadlineSeconds, {limit} s)"
+            reason = pod.waiting_reason or Reason.POD_PENDING
+            return _stopped(attempt, pod, FailureClass.INFRASTRUCTURE, reason, text, Remedy.NONE)
+    return None
+
+
+def _idle_too_long(world: World, status: Status, step: Step, attempt: SeenJob) -> Broken | None:
+    """An attempt that moves nothing: it holds GPUs for no use."""
+    if attempt.state is not JobState.ACTIVE or attempt.started_at is None:
+        return None
+    serving = world.job.spec.teacher(step.key.teacher).serving if step.served_teacher else None
+    limit = serving.idle_timeout_seconds if serving else world.settings.stall_seconds
+    seconds = max(limit, 2 * world.settings.progress_seconds)
+    stage = status.stage(step.name)
+    moved: str | datetime = (stage.progress.updated_at if stage and stage.progress else "") or attempt.started_at
+    every = timedelta(seconds=world.settings.progress_seconds)
+    if stage and merged(stage.progress, attempt.progress, world.now, every) is not stage.progress and attempt.progress:
+        return None
+    held = any(pod.phase == "Pending" and pod.waiting_reason not in BENIGN for pod in attempt.pods)
+    if held and serving is None:
+        return None  # a pod that waits for its place holds nothing; a teacher behind it does
+    if since(moved, world.now) <= timedelta(seconds=seconds):
+        return None
+    text = f"{step.name} moved nothing for {seconds} s and was stopped; what it had finished is kept."
+    pod = next((pod for pod in attempt.pods if pod.phase == "Running"), None)
+    return _stopped(attempt, pod, FailureClass.APPLICATION, Reason.NO_PROGRESS, text, Remedy.RETRY)
+
+
+def _stopped(
+    attempt: SeenJob, pod: SeenPod | None, class_: FailureClass, reason: str, message: str, remedy: Remedy
+) -> Broken:
+    failure = Failure(
+        stage=str(attempt.key),
+        attempt=attempt.attempt,
+        pod=pod.name if pod else "",
+        node=pod.node if pod else "",
+        class_=class_,
+        reason=reason[:128],
+        message=message[:2048],
+        log_tail=pod.log_tail[-4096:] if pod else "",
+    )
+    return Broken(failure, remedy, job=attempt)
+
+
+def _waits(pod: SeenPod) -> str:
+    why = pod.waiting_message or "no reason given"
+    return f"Pod {pod.name} waits ({pod.waiting_reason or 'Pending'}): {why}"

@@ -1,0 +1,146 @@
+"""The Job of one attempt of one stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kubedistill_api import environment
+from kubedistill_api.base import Stage
+from kubedistill_api.exits import PERMANENT, Exit
+from kubedistill_api.identity import job_name
+from kubedistill_api.job import DistillationJob, DistillationJobSpec
+from kubedistill_api.placement import TemplateStage
+from kubedistill_api.run import GenerateRun, Run, TrainRun, stage_key
+from kubedistill_operator.manifests import pods
+from kubedistill_operator.manifests.base import Defaults, Manifest, labels, metadata, owned_by_job, queue_label
+from kubedistill_operator.manifests.run_file import KEY
+from kubedistill_operator.manifests.workspace import claims
+
+CONTAINER = "stage"
+
+REQUESTS = {
+    Stage.PREPARE: {"cpu": "250m", "memory": "1Gi"},
+    Stage.GENERATE: {"cpu": "250m", "memory": "1Gi"},
+    Stage.TRAIN: {"cpu": "1", "memory": "4Gi"},
+    Stage.EVALUATE: {"cpu": "500m", "memory": "2Gi"},
+    Stage.PUBLISH: {"cpu": "250m", "memory": "1Gi"},
+}
+"""What is reserved where the spec says nothing. No limits: those would kill a model that is larger than we guessed."""
+
+GRACE_SECONDS = 30
+
+
+def stage_job(job: DistillationJob, run: Run, defaults: Defaults) -> Manifest:
+    """One attempt as a Job. With a teacher of its own it is made suspended, and started once the teacher answers."""
+    key = stage_key(run)
+    name = job_name(job.metadata.name, key, run.attempt)
+    found = {**labels(job, key, run.attempt, run.stage.lower()), **({} if waits_for_teacher(run) else queue_label(job))}
+    spec: dict[str, Any] = {
+        **_completions(run),
+        "backoffLimit": _backoff_limit(job.spec, run),
+        "ttlSecondsAfterFinished": defaults.stage_ttl_seconds,
+        "podFailurePolicy": {"rules": _failure_rules()},
+        "podReplacementPolicy": "Failed",
+        "template": {"metadata": {"labels": found}, "spec": _pod(job, run, name, defaults)},
+    }
+    if run.stage is Stage.GENERATE:
+        spec["activeDeadlineSeconds"] = (
+            job.spec.run_policy.active_deadline_seconds or defaults.generate_deadline_seconds
+        )
+    if waits_for_teacher(run):
+        spec["suspend"] = True
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(job, name, found, owned_by_job(job)),
+        "spec": spec,
+    }
+
+
+def waits_for_teacher(run: Run) -> bool:
+    """Whether the stage needs a teacher that is made for it.
+
+    Such a Job carries no queue label: Kueue would start it by its own clock. It asks for no GPU; its teacher does, and
+    queues for it.
+    """
+    return isinstance(run, GenerateRun) and run.teacher.serving is not None
+
+
+def gpus(spec: DistillationJobSpec, stage: Stage, teacher: str = "") -> int:
+    """GPUs of each pod of a stage."""
+    match stage:
+        case Stage.TRAIN:
+            return spec.training.gpus_per_node
+        case Stage.EVALUATE:
+            return min(1, spec.training.gpus_per_node)
+        case Stage.GENERATE:
+            batch = spec.teacher(teacher).batch
+            return batch.gpus if batch else 0
+    return 0
+
+
+def _completions(run: Run) -> dict[str, Any]:
+    """Generate's pods share the shards by their index; Train's are ranks."""
+    if isinstance(run, GenerateRun):
+        return {"completionMode": "Indexed", "completions": run.workers, "parallelism": run.workers}
+    if isinstance(run, TrainRun):
+        return {"completionMode": "Indexed", "completions": run.training.nodes, "parallelism": run.training.nodes}
+    return {"completions": 1, "parallelism": 1}
+
+
+def _backoff_limit(spec: DistillationJobSpec, run: Run) -> int:
+    """Retries inside the attempt. Only Generate has them: a new attempt of it would start its teacher anew."""
+    return spec.run_policy.max_restarts if run.stage is Stage.GENERATE else 0
+
+
+def _failure_rules() -> list[dict[str, Any]]:
+    permanent = sorted(int(code) for code in (*PERMANENT, Exit.DEVICE_OUT_OF_MEMORY))
+    return [
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": permanent},
+        },
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+
+
+def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[str, Any]:
+    template = pods.template_for(job, TemplateStage(run.stage))
+    teacher = run.teacher.name if isinstance(run, GenerateRun) else ""
+    devices = gpus(job.spec, run.stage, teacher)
+    writes_output = run.stage in (Stage.PREPARE, Stage.PUBLISH)
+    scratch, scratch_mounts = pods.scratch_volumes(shared_memory=run.stage is Stage.TRAIN or devices > 0)
+    claimed, claim_mounts = pods.claim_volumes(claims(job, defaults, output_writable=writes_output))
+    container = {
+        "name": CONTAINER,
+        "image": defaults.trainer_image,
+        "imagePullPolicy": defaults.image_pull_policy,
+        "command": ["python", "-m", "kubedistill_trainer", run.stage.lower()],
+        "env": pods.environment_list(pods.HOME, template, _api_key(run)),
+        "envFrom": pods.credentials(job),
+        "ports": [{"name": "metrics", "containerPort": environment.PORT_DEFAULT}],
+        "resources": pods.resources(REQUESTS[run.stage], devices, template),
+        "terminationMessagePolicy": "File",
+        "volumeMounts": [
+            {"name": "run", "mountPath": environment.RUN_FILE_DEFAULT.rsplit("/", 1)[0], "readOnly": True},
+            *scratch_mounts,
+            *claim_mounts,
+        ],
+    }
+    run_volume = {"name": "run", "configMap": {"name": name, "items": [{"key": KEY, "path": KEY}]}}
+    grace = defaults.train_grace_seconds if run.stage is Stage.TRAIN else GRACE_SECONDS
+    return {
+        **pods.pod_spec(job, template, container, [run_volume, *scratch, *claimed]),
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": grace,
+    }
+
+
+def _api_key(run: Run) -> list[dict[str, Any]]:
+    """An external teacher's key, from its Secret."""
+    external = run.teacher.external if isinstance(run, GenerateRun) else None
+    secret = external.credentials_secret if external else None
+    if secret is None:
+        return []
+    reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
+    return [{"name": environment.TEACHER_API_KEY, "valueFrom": reference}]

@@ -1,0 +1,273 @@
+"""Builders, and a cluster in memory: a whole second implementation of the seam, with Jobs that run on a script."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kubedistill_api.base import Stage
+from kubedistill_api.identity import LABEL_ATTEMPT, LABEL_STAGE, LABEL_TEACHER, StageKey
+from kubedistill_api.job import DistillationJob, DistillationJobSpec
+from kubedistill_api.results import (
+    EvaluateResult,
+    FailedResult,
+    GenerateResult,
+    PrepareResult,
+    PublishResult,
+    Success,
+    TrainResult,
+)
+from kubedistill_api.run import Run, read_run
+from kubedistill_api.status import Estimate, Ledger, Score, Status
+from kubedistill_operator.core.planner import plan
+from kubedistill_operator.core.plans import Manifest, Plan, Ref
+from kubedistill_operator.core.ports import ConflictError
+from kubedistill_operator.core.seen import JobState, Seen, SeenJob, SeenPod, SeenTeacher
+from kubedistill_operator.core.settings import Settings
+
+START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+
+
+def a_spec(**parts: Any) -> dict[str, Any]:
+    """The smallest spec that is sound; parts replace whole fields."""
+    return {
+        "teachers": [{"name": "big", "model": {"uri": "hf://acme/big"}, "serving": {}}],
+        "student": {"model": {"uri": "hf://acme/small"}},
+        "data": {"train": {"uri": "s3://acme/train.jsonl"}},
+        "output": {"uri": "s3://acme/models/small"},
+        **parts,
+    }
+
+
+def a_job(status: Status | None = None, **parts: Any) -> DistillationJob:
+    """A sound job; parts replace fields of its spec."""
+    return DistillationJob(
+        metadata={"name": "small", "namespace": "team", "uid": "uid-1", "generation": 1},
+        spec=DistillationJobSpec.model_validate(a_spec(**parts)),
+        status=status or Status(),
+    )
+
+
+def success(run: Run, *, reused: bool = False) -> Success:
+    """What a stage says that did its work."""
+    said: dict[str, Any] = {
+        "input_digest": run.input_digest,
+        "output_digest": f"sha256:out-{run.stage.lower()}-{run.input_digest[-8:]}",
+        "folder": run.folder,
+        "reused": reused,
+    }
+    match run.stage:
+        case Stage.PREPARE:
+            return PrepareResult(**said, estimate=Estimate(rows=10))
+        case Stage.GENERATE:
+            return GenerateResult(
+                **said, teacher=run.teacher.name, ledger=Ledger(accepted=9, rejected=1), tokens_generated=100
+            )
+        case Stage.TRAIN:
+            return TrainResult(**said, steps=5, loss=0.5, micro_batch_size=run.micro_batch_size)
+        case Stage.EVALUATE:
+            return EvaluateResult(**said, scores=[Score(metric="ROUGE", student="0.5", baseline="0.1")])
+        case Stage.PUBLISH:
+            return PublishResult(**said, model_uri=run.output.uri, digest="sha256:model", size_bytes=7)
+
+
+@dataclass
+class MemoryCluster:
+    """The seam in memory. A Job that may run ends at the next look, as `script` says; the default is success.
+
+    It keeps every rule that the API server and the Job controller keep and a plan leans on: names are unique, a
+    deletion names a uid, owned objects go with their owner, a stale status is refused.
+    """
+
+    asked: DistillationJob
+    script: Callable[[Run], Success | FailedResult | None] = success
+    """None: it goes on running."""
+    objects: dict[tuple[str, str], Manifest] = field(default_factory=dict)
+    ended: dict[str, Success | FailedResult] = field(default_factory=dict)
+    """By the Job's uid."""
+    born: dict[str, datetime] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
+    """Names of Jobs in the order of their creation."""
+    now: datetime = START
+    version: int = 0
+    teacher_answers: bool = True
+    _uids: Any = field(default_factory=lambda: itertools.count(2))
+
+    async def job(self, namespace: str, name: str) -> DistillationJob | None:
+        return self.asked
+
+    async def observe(self, job: DistillationJob) -> Seen:
+        jobs = tuple(self._seen_job(m) for (kind, _), m in list(self.objects.items()) if kind == "Job")
+        teachers = tuple(self._seen_teacher(m) for (kind, _), m in self.objects.items() if kind == "Deployment")
+        bound = any(kind == "PersistentVolumeClaim" for kind, _ in self.objects)
+        return Seen(jobs=jobs, teachers=teachers, claim_bound=True if bound else None)
+
+    async def apply(self, job: DistillationJob, manifest: Manifest) -> None:
+        key = (manifest["kind"], manifest["metadata"]["name"])
+        if key in self.objects:
+            uid = self.objects[key]["metadata"]["uid"]
+        else:
+            uid = f"uid-{next(self._uids)}"
+            self.born[uid] = self.now
+            if key[0] == "Job":
+                self.made.append(key[1])
+        owners = {o["uid"] for o in manifest["metadata"]["ownerReferences"]}
+        alive = {m["metadata"]["uid"] for m in self.objects.values()} | {self.asked.metadata.uid}
+        assert owners <= alive, "an owner that is not there: the garbage collector would delete this at once"
+        self.objects[key] = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
+
+    async def start(self, job: DistillationJob, ref: Ref) -> None:
+        self._held(ref)["spec"]["suspend"] = False
+
+    async def delete(self, job: DistillationJob, ref: Ref) -> None:
+        self._held(ref)
+        del self.objects[(ref.kind, ref.name)]
+        self.collect_garbage()
+
+    async def write_status(self, job: DistillationJob, status: Status) -> None:
+        if job.metadata.resource_version != self.asked.metadata.resource_version:
+            raise ConflictError
+        self.version += 1
+        metadata = self.asked.metadata.model_copy(update={"resource_version": str(self.version)})
+        self.asked = self.asked.model_copy(update={"status": status, "metadata": metadata})
+
+    def collect_garbage(self) -> None:
+        """Owned objects go with their owner."""
+        while True:
+            alive = {m["metadata"]["uid"] for m in self.objects.values()} | {self.asked.metadata.uid}
+            lost = [
+                key
+                for key, m in self.objects.items()
+                if not {o["uid"] for o in m["metadata"]["ownerReferences"]} <= alive
+            ]
+            if not lost:
+                return
+            for key in lost:
+                del self.objects[key]
+
+    def edit(self, **parts: Any) -> None:
+        """Change the spec, as a user does."""
+        spec = self.asked.spec.model_dump(by_alias=True, exclude_none=True, mode="json")
+        changed = DistillationJobSpec.model_validate({**spec, **parts})
+        self.asked = self.asked.model_copy(update={"spec": changed})
+
+    def _held(self, ref: Ref) -> Manifest:
+        found = self.objects[(ref.kind, ref.name)]
+        assert found["metadata"]["uid"] == ref.uid
+        return found
+
+    def _seen_job(self, manifest: Manifest) -> SeenJob:
+        meta = manifest["metadata"]
+        key = StageKey(Stage(meta["labels"][LABEL_STAGE]), meta["labels"].get(LABEL_TEACHER, ""))
+        seen = SeenJob(
+            name=meta["name"],
+            uid=meta["uid"],
+            key=key,
+            attempt=int(meta["labels"][LABEL_ATTEMPT]),
+            state=JobState.SUSPENDED if manifest["spec"].get("suspend") else JobState.ACTIVE,
+            created_at=self.born[meta["uid"]],
+        )
+        if seen.state is JobState.SUSPENDED:
+            return seen
+        run = read_run(self.objects[("ConfigMap", meta["name"])]["data"]["run.json"])
+        result = self.ended.get(seen.uid) or self.script(run)
+        if result is None:
+            pod = SeenPod(name=f"{seen.name}-0", phase="Running", created_at=seen.created_at)
+            return replace(seen, started_at=seen.created_at, pods=(pod,))
+        self.ended[seen.uid] = result
+        bad = isinstance(result, FailedResult)
+        pod = SeenPod(
+            name=f"{seen.name}-0",
+            phase="Failed" if bad else "Succeeded",
+            exit_code=result.exit_code if isinstance(result, FailedResult) else 0,
+            result=result,
+            finished_at=self.now,
+        )
+        state = JobState.FAILED if bad else JobState.SUCCEEDED
+        return replace(seen, state=state, started_at=seen.created_at, finished_at=self.now, pods=(pod,))
+
+    def _seen_teacher(self, manifest: Manifest) -> SeenTeacher:
+        meta = manifest["metadata"]
+        return SeenTeacher(
+            name=meta["name"],
+            uid=meta["uid"],
+            teacher=meta["labels"][LABEL_TEACHER],
+            attempt=int(meta["labels"][LABEL_ATTEMPT]),
+            answered=self.teacher_answers,
+            created_at=self.born[meta["uid"]],
+        )
+
+
+class Crash(Exception):
+    """The operator died here."""
+
+
+async def one_pass(
+    cluster: MemoryCluster, settings: Settings, write: Callable[[str], None] = lambda name: None
+) -> Plan:
+    """The pass of the operator; `write` is called before and after each write, and may raise Crash."""
+    job = cluster.asked
+    step = plan(job, await cluster.observe(job), cluster.now, settings)
+    writes: list[tuple[str, Any]] = [
+        *((f"apply {m['kind']}", cluster.apply(job, m)) for m in step.apply),
+        *((f"start {r.kind}", cluster.start(job, r)) for r in step.start),
+        *((f"delete {r.kind}", cluster.delete(job, r)) for r in step.delete),
+        *([("status", cluster.write_status(job, step.status))] if step.status != job.status else []),
+    ]
+    try:
+        while writes:
+            name, doing = writes.pop(0)
+            try:
+                write(f"before {name}")
+            except Crash:
+                doing.close()
+                raise
+            await doing
+            write(f"after {name}")
+    finally:
+        for _, undone in writes:
+            undone.close()
+    return step
+
+
+async def until(
+    cluster: MemoryCluster,
+    settings: Settings,
+    enough: Callable[[Status], bool] = lambda status: status.finished,
+    *,
+    passes: int = 60,
+    seconds: int = 20,
+) -> Status:
+    """Passes, with time between them, until the status is as wanted."""
+    for _ in range(passes):
+        await one_pass(cluster, settings)
+        if enough(cluster.asked.status):
+            return cluster.asked.status
+        cluster.now += timedelta(seconds=seconds)
+    raise AssertionError(f"not reached in {passes} passes: {cluster.asked.status.model_dump_json(indent=1)}")
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """An installation's defaults."""
+    return Settings()
+
+
+@pytest.fixture
+def kit() -> Mapping[str, Any]:
+    """The builders above, for tests: in importlib mode a test module cannot import its neighbours."""
+    return {
+        "a_job": a_job,
+        "a_spec": a_spec,
+        "success": success,
+        "MemoryCluster": MemoryCluster,
+        "one_pass": one_pass,
+        "until": until,
+        "Crash": Crash,
+        "START": START,
+    }
