@@ -1,0 +1,51 @@
+"""Real servers for whoever asks: each is started once per test session, on free ports, and gone after it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rig import paths, services
+from rig.services import ObjectStore
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[ObjectStore]:
+    """An empty S3 object store. Its binary is built if this machine has none yet, which takes minutes."""
+    with services.seaweedfs() as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[Path]:
+    """The kubeconfig of an API server with etcd and controllers and no node, of this test session alone."""
+    with services.api_server() as kubeconfig:
+        yield kubeconfig
+
+
+@pytest.fixture(scope="session")
+def cluster_kubeconfig() -> Iterator[Path]:
+    """The kubeconfig of a cluster that runs pods: the one KUBECONFIG names, or else the rig.
+
+    A rig that is up already stays up; one that was brought up here is taken down again.
+    """
+    chosen = os.environ.get("KUBECONFIG")
+    if chosen:
+        yield Path(chosen)
+        return
+    was_up = _rig("status").returncode == 0
+    started = _rig("up")
+    assert started.returncode == 0, started.stderr
+    yield paths.full().kubeconfig
+    if not was_up:
+        stopped = _rig("down")
+        assert stopped.returncode == 0, stopped.stderr
+
+
+def _rig(command: str) -> subprocess.CompletedProcess[str]:
+    script = paths.RIG / "rig.py"
+    return subprocess.run([sys.executable, script, command], check=False, capture_output=True, text=True)
