@@ -1,0 +1,44 @@
+"""What can go wrong between us and the API server.
+
+::
+
+    ClusterError
+    ├── UnavailableError      it did not answer, or asked to come again later: the pass is repeated
+    ├── LeadershipLostError   another operator may lead by now: nothing is written any more
+    └── RefusedError          it refused, and would refuse the same request again
+        └── ForeignObjectError    the name is taken by an object that is not ours
+    ConflictError (core.ports)    the object changed since it was read: the pass decides anew
+"""
+
+from __future__ import annotations
+
+
+class ClusterError(Exception):
+    """Something between us and the API server."""
+
+
+class UnavailableError(ClusterError):
+    """No answer, 429 or 5xx, more often than we tried."""
+
+
+class LeadershipLostError(ClusterError):
+    """The lease ran out before this write could be sent."""
+
+
+class RefusedError(ClusterError):
+    """The API server refused a request: `status` is HTTP's, `reason` and `message` are its own words."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class ForeignObjectError(RefusedError):
+    """A child's name is taken by an object of somebody else."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(409, "ForeignObject", f"{kind} {name} exists and belongs to somebody else")
+        self.kind = kind
+        self.name = name

@@ -1,0 +1,320 @@
+"""`core.ports.Cluster` on a real Kubernetes: reads from the watches' copies, writes by server-side apply."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+import aiohttp
+from pydantic import BaseModel, ValidationError
+
+from kubedistill_api.base import KIND
+from kubedistill_api.documents import schema_problems
+from kubedistill_api.identity import LABEL_JOB_UID
+from kubedistill_api.job import DistillationJob
+from kubedistill_api.rules import Problem
+from kubedistill_api.status import StageState, Status
+from kubedistill_operator.cluster.api import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, Api
+from kubedistill_operator.cluster.caches import Caches
+from kubedistill_operator.cluster.errors import ClusterError, ForeignObjectError, RefusedError
+from kubedistill_operator.cluster.kinds import Raw, controller_uid, labels, path, version
+from kubedistill_operator.cluster.probes import ProgressProbe, TeacherProbe
+from kubedistill_operator.cluster.reading import is_active, read_job, read_teacher, wants_log
+from kubedistill_operator.core.plans import Manifest, Ref
+from kubedistill_operator.core.ports import ConflictError
+from kubedistill_operator.core.seen import Seen, SeenJob, SeenTeacher
+
+LOG_LINES = 20
+LOG_BYTES = 4096
+LIVE_STATES = frozenset({StageState.WAITING, StageState.RUNNING})
+
+
+class UnreadableJobError(Exception):
+    """The object passed the CRD that is installed, but this operator's models cannot read it."""
+
+    def __init__(self, raw: Raw, problems: list[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.raw = raw
+        self.problems = problems
+
+
+class KubernetesCluster:
+    """The children of every DistillationJob, on the API server."""
+
+    def __init__(
+        self,
+        api: Api,
+        caches: Caches,
+        http: aiohttp.ClientSession,
+        *,
+        progress_seconds: float,
+        wake: Callable[[str], None] = lambda uid: None,
+    ) -> None:
+        """`wake` is called with the uid of a DistillationJob whose teacher began or ceased to answer."""
+        self._api = api
+        self._caches = caches
+        self._progress = ProgressProbe(http, time.monotonic, progress_seconds)
+        self._teachers = TeacherProbe(http, time.monotonic, self._teacher_changed)
+        self._wake = wake
+        self._job_of_teacher: dict[str, str] = {}
+        self._written: dict[tuple[str, str], Raw] = {}
+        self._foreign: dict[str, set[tuple[str, str, str]]] = {}
+        self._tails: dict[str, str] = {}
+
+    async def job(self, namespace: str, name: str) -> DistillationJob | None:
+        """The job as the watch or our own last write knows it, whichever is newer.
+
+        Raises:
+            UnreadableJobError: this operator cannot read it.
+        """
+        cached = self._caches.job(namespace, name)
+        written = self._written.get((namespace, name))
+        if cached is None or (written is not None and version(written) <= version(cached)):
+            self._written.pop((namespace, name), None)
+            written = None
+        raw = written or cached
+        if raw is None:
+            return None
+        try:
+            return DistillationJob.model_validate(raw)
+        except ValidationError as error:
+            raise UnreadableJobError(raw, schema_problems(error)) from error
+
+    async def observe(self, job: DistillationJob) -> Seen:
+        """Every child that carries the job's uid, the progress of running pods, the last words of failed ones."""
+        uid, namespace = job.metadata.uid, job.metadata.namespace
+        pods = list(self._caches.children("Pod", uid))
+        raw_jobs = [*self._caches.children("Job", uid)]
+        raw_jobs += await self._overlooked(job, {raw["metadata"]["name"] for raw in raw_jobs})
+        reports = await self._progress.pull(uid, [pod for pod in pods if is_active(pod) and _is_of_any(raw_jobs, pod)])
+        tails = await self._log_tails(pods)
+        jobs = [
+            read_job(raw, pods, tails, [reports[p] for p in _pod_uids_of(raw, pods) if p in reports])
+            for raw in raw_jobs
+        ]
+        teachers = [read_teacher(raw, pods, tails) for raw in self._caches.children("Deployment", uid)]
+        return Seen(
+            jobs=tuple(sorted(_present(jobs), key=_job_order)),
+            teachers=tuple(self._asked(uid, teacher) for teacher in sorted(_present(teachers), key=_teacher_order)),
+            claim_bound=await self._claim_bound(job),
+            foreign=await self._still_foreign(namespace, uid),
+        )
+
+    async def apply(self, job: DistillationJob, manifest: Manifest) -> None:
+        """Make one child be as the manifest says, unless its name is somebody else's.
+
+        Raises:
+            ForeignObjectError: it is; the next observation tells the plan.
+            ConflictError: an earlier child of this name is still being removed, or was replaced meanwhile.
+            RefusedError: the API server will not have it.
+        """
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        namespace, name = job.metadata.namespace, metadata["name"]
+        where = path(kind, namespace, name)
+        existing = await self._read(where)
+        if existing is not None:
+            self._check_ownership(job, manifest, existing)
+            if kind == "Job":
+                return  # Its template is immutable, and an apply would suspend it again.
+            manifest = {**manifest, "metadata": {**metadata, "uid": existing["metadata"]["uid"]}}
+        await self._api.patch(where, manifest, APPLY_PATCH, query=(("force", "true"),))
+
+    async def start(self, job: DistillationJob, ref: Ref) -> None:
+        """Let a suspended Job run, if it still has this uid.
+
+        Raises:
+            ConflictError: it has another.
+        """
+        body = {"metadata": {"uid": ref.uid}, "spec": {"suspend": False}}
+        await self._api.patch(path(ref.kind, job.metadata.namespace, ref.name), body, MERGE_PATCH)
+
+    async def delete(self, job: DistillationJob, ref: Ref) -> None:
+        """Delete one child, if it still has this uid. A Job stays, deleting, until its pods are gone."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": ref.uid},
+            "propagationPolicy": "Foreground" if ref.kind == "Job" else "Background",
+        }
+        try:
+            await self._api.delete(path(ref.kind, job.metadata.namespace, ref.name), body)
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+        except ConflictError:
+            pass  # Another object has the name by now: the one that was meant is gone.
+
+    async def write_status(self, job: DistillationJob, status: Status) -> None:
+        """Replace the status, unless the object changed since it was read.
+
+        Raises:
+            ConflictError: it did.
+        """
+        await self.write_raw_status(job.metadata.namespace, job.metadata.name, job.metadata.resource_version, status)
+
+    async def write_raw_status(self, namespace: str, name: str, resource_version: str, status: Status) -> None:
+        """As `write_status`, for an object that the models cannot read."""
+        body = [
+            # The API server compares a resourceVersion that a patch sets with the one that is there.
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
+            {"op": "add", "path": "/status", "value": plain_status(status)},
+        ]
+        where = path(KIND, namespace, name, "status")
+        try:
+            self._written[namespace, name] = await self._api.patch(where, body, JSON_PATCH)
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+            raise ConflictError(f"{namespace}/{name} is gone") from error
+
+    async def post_event(self, manifest: Manifest) -> None:
+        """Tell people what happened; told twice, it is one Event, since its name says what it is about."""
+        try:
+            await self._api.post(path("Event", manifest["metadata"]["namespace"]), manifest)
+        except RefusedError as error:
+            # 404: the namespace is gone. 403 with this cause: it is going.
+            if error.reason != "AlreadyExists" and error.status != 404 and "being terminated" not in error.message:
+                raise
+
+    async def close(self) -> None:
+        """Stop what runs beside the passes."""
+        await self._teachers.close()
+
+    def forget(self, job_uid: str) -> None:
+        """Drop what is remembered of a job that is gone."""
+        self._foreign.pop(job_uid, None)
+        self._progress.forget(job_uid, [pod["metadata"]["uid"] for pod in self._caches.children("Pod", job_uid)])
+        for teacher in [t for t, uid in self._job_of_teacher.items() if uid == job_uid]:
+            del self._job_of_teacher[teacher]
+            self._teachers.forget(teacher)
+
+    # Reading
+
+    async def _read(self, where: str) -> Raw | None:
+        try:
+            raw: Raw = await self._api.get(where)
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+            return None
+        return raw
+
+    async def _overlooked(self, job: DistillationJob, known: set[str]) -> list[Raw]:
+        """Jobs that the status says are there and the watch has not brought: absence is confirmed by asking."""
+        names = {stage.job for stage in job.status.stages if stage.job and stage.state in LIVE_STATES} - known
+        found = await asyncio.gather(*(self._read(path("Job", job.metadata.namespace, n)) for n in sorted(names)))
+        return [raw for raw in found if raw is not None and labels(raw).get(LABEL_JOB_UID) == job.metadata.uid]
+
+    async def _log_tails(self, pods: Iterable[Raw]) -> dict[str, str]:
+        """The last lines of each failed pod's log, read once, by the pod's uid."""
+        failed = {pod["metadata"]["uid"]: pod for pod in pods if wants_log(pod)}
+        missing = [pod for uid, pod in failed.items() if uid not in self._tails]
+        tails = await asyncio.gather(*(self._log_tail(pod) for pod in missing))
+        self._tails.update({pod["metadata"]["uid"]: tail for pod, tail in zip(missing, tails, strict=True)})
+        return {uid: self._tails[uid] for uid in failed}
+
+    async def _log_tail(self, pod: Raw) -> str:
+        metadata = pod["metadata"]
+        query = [
+            ("container", pod["spec"]["containers"][0]["name"]),
+            ("tailLines", str(LOG_LINES)),
+            ("limitBytes", str(LOG_BYTES * 4)),
+        ]
+        if pod["status"].get("phase") != "Failed":
+            query.append(("previous", "true"))
+        try:
+            text = await self._api.get(path("Pod", metadata["namespace"], metadata["name"], "log"), query, accept="*/*")
+        except ClusterError:
+            return ""  # Its node or its log is gone; the exit code must do.
+        return str(text)[-LOG_BYTES:].strip()
+
+    def _asked(self, job_uid: str, teacher: SeenTeacher) -> SeenTeacher:
+        self._job_of_teacher[teacher.uid] = job_uid
+        if not teacher.replicas_ready or teacher.deleting:
+            self._teachers.forget(teacher.uid)
+            return replace(teacher, message=_first_complaint(teacher))
+        answer = self._teachers.answer(teacher.uid, teacher.url)
+        return replace(teacher, answered=answer.answered, message=answer.message)
+
+    def _teacher_changed(self, teacher_uid: str) -> None:
+        if job_uid := self._job_of_teacher.get(teacher_uid):
+            self._wake(job_uid)
+
+    async def _claim_bound(self, job: DistillationJob) -> bool | None:
+        pvc = job.spec.workspace.pvc
+        if pvc is not None and pvc.claim_name:
+            claim = await self._read(path("PersistentVolumeClaim", job.metadata.namespace, pvc.claim_name))
+        else:
+            claim = next(iter(self._caches.children("PersistentVolumeClaim", job.metadata.uid)), None)
+        return None if claim is None else claim.get("status", {}).get("phase") == "Bound"
+
+    # Ownership
+
+    def _check_ownership(self, job: DistillationJob, manifest: Manifest, existing: Raw) -> None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        owner, wanted = controller_uid(existing), controller_uid(manifest)
+        if owner == wanted and "deletionTimestamp" not in existing["metadata"]:
+            return
+        if labels(existing).get(LABEL_JOB_UID) == job.metadata.uid and owner:
+            raise ConflictError(f"an earlier {kind} {name} is still being removed")
+        self._foreign.setdefault(job.metadata.uid, set()).add((kind, name, wanted))
+        raise ForeignObjectError(kind, name)
+
+    async def _still_foreign(self, namespace: str, job_uid: str) -> frozenset[str]:
+        """Names that were taken when we tried, and still are."""
+        found = set()
+        for kind, name, wanted in list(self._foreign.get(job_uid, ())):
+            existing = await self._read(path(kind, namespace, name))
+            if existing is None or controller_uid(existing) == wanted:
+                self._foreign[job_uid].discard((kind, name, wanted))
+            else:
+                found.add(f"{kind}/{name}")
+        return frozenset(found)
+
+
+def plain_status(status: Status) -> dict[str, Any]:
+    """A status as it is written: what is empty and may be absent is, since an empty text is no timestamp."""
+    plain: dict[str, Any] = _plain(status)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        written = [(field.alias or name, field, _plain(getattr(value, name))) for name, field in fields]
+        return {key: item for key, field, item in written if field.is_required() or not _is_empty(item)}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value in ("", [], {})
+
+
+def _present(found: Iterable[Any]) -> list[Any]:
+    return [item for item in found if item is not None]
+
+
+def _pod_uids_of(job: Raw, pods: Iterable[Raw]) -> list[str]:
+    return [pod["metadata"]["uid"] for pod in pods if controller_uid(pod) == job["metadata"]["uid"]]
+
+
+def _is_of_any(jobs: Iterable[Raw], pod: Raw) -> bool:
+    return any(controller_uid(pod) == job["metadata"]["uid"] for job in jobs)
+
+
+def _job_order(job: SeenJob) -> tuple[str, int]:
+    return str(job.key), job.attempt
+
+
+def _teacher_order(teacher: SeenTeacher) -> tuple[str, int]:
+    return teacher.teacher, teacher.attempt
+
+
+def _first_complaint(teacher: SeenTeacher) -> str:
+    return next((f"{p.waiting_reason}: {p.waiting_message}" for p in teacher.pods if p.waiting_reason), "")

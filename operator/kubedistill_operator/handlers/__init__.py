@@ -1,0 +1,1 @@
+"""What keeps the pass going: triggers (kopf), the work queue, the pass, leader election, probes. No decisions here."""
