@@ -79,7 +79,7 @@ images: .venv/.dev ## Build the images and load them into the cluster
 
 .PHONY: demo-cluster
 demo-cluster: cluster images ## Helm install, kubectl apply, wait, show
-	tests/cluster/demo.sh
+	$(BIN)/python tests/cluster/demo.py
 
 .PHONY: e2e
 e2e: .venv/.dev cluster images ## The end-to-end tests, against KUBECONFIG or the cluster of this machine
