@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import toy_job
 from walk import steps
+from walk.jobs import toy_job
 from walk.kube import Kube, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -27,10 +27,8 @@ def scaled(operator: Kube) -> Any:
     to(2)
 
 
-def test_scaled_to_zero_in_mid_generate_frees_the_teacher_and_loses_nothing(
-    kube: Kube, operator: Kube, scaled: Any
-) -> None:
-    ttl = int(yaml.safe_load(steps.VALUES.read_text())["settings"]["stageTTLSeconds"])
+def test_away_in_mid_generate_the_teacher_is_freed_and_nothing_lost(kube: Kube, operator: Kube, scaled: Any) -> None:
+    ttl = int(yaml.safe_load(steps.VALUES.read_text())["operator"]["stageTtlSeconds"])
     kube("delete", "dj", NAME, "--ignore-not-found", "--wait=true")
     teacher = {
         "name": "toy",
@@ -47,21 +45,11 @@ def test_scaled_to_zero_in_mid_generate_frees_the_teacher_and_loses_nothing(
     kube.apply(toy_job(NAME, teachers=[teacher], data=data))
     until("asking starts", lambda: kube.status(NAME).get("phase") == "Generating", 900, every_seconds=1)
     scaled(0)
-    until(
-        "no operator is left",
-        lambda: operator.get("pods", "", "-l", "app.kubernetes.io/component=operator")["items"] == [],
-        60,
-    )
-    mine = ("", "-l", f"kubedistill.io/job={NAME}")
-    until(
-        "the Generate Job has ended and is gone",
-        lambda: not kube.get("jobs", *mine, "-l", "kubedistill.io/stage=Generate")["items"],
-        600 + ttl,
-    )
-    until("the teacher is gone with it", lambda: not kube.get("deployments", *mine)["items"], 60)
-    until(
-        "its pods are gone too", lambda: not kube.get("pods", *mine, "-l", "kubedistill.io/stage=Teacher")["items"], 90
-    )
+    component = ("-l", "app.kubernetes.io/component=operator")
+    until("no operator is left", lambda: not operator.get("pods", "", *component)["items"], 60)
+    until("the Generate Job is gone", lambda: not kube.children(NAME, "jobs", "Generate"), 600 + ttl)
+    until("the teacher is gone with it", lambda: not kube.children(NAME, "deployments"), 60)
+    until("its pods are gone too", lambda: not kube.children(NAME, "pods", "Teacher"), 90)
     scaled(2)
     kube.wait(NAME, "condition=Succeeded", 900)
     assert kube.status(NAME)["result"]["modelURI"] == f"pvc://kubedistill-students/{NAME}"

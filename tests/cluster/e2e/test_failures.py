@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import toy_job
 from walk import steps
+from walk.jobs import toy_job
 from walk.kube import Kube, WalkError, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
@@ -79,7 +79,7 @@ def test_what_prepare_can_know_ends_the_job_before_a_gpu_is_asked_for(prepared: 
     stalled = next(c for c in status["conditions"] if c["type"] == "Stalled")
     assert (stalled["status"], stalled["reason"]) == ("True", failure["reason"])
     assert failure["reason"] in prepared.row(name)
-    pods = prepared.get("pods", "", "-l", f"kubedistill.io/job={name}")["items"]
+    pods = prepared.children(name, "pods")
     assert {pod["metadata"]["labels"]["kubedistill.io/stage"] for pod in pods} <= {"Prepare"}
     asked = [c["resources"].get("limits", {}) for pod in pods for c in pod["spec"]["containers"]]
     assert not any("nvidia.com/gpu" in limits for limits in asked)
@@ -97,11 +97,7 @@ def test_a_teacher_that_never_gets_ready_is_named(kube: Kube) -> None:
     assert failure["reason"] in kube.row(name)
     ready = next(c for c in status["conditions"] if c["type"] == "TeacherReady")
     assert ready["status"] == "False"
-    until(
-        "the teacher is gone",
-        lambda: kube.get("deployments", "", "-l", f"kubedistill.io/job={name}")["items"] == [],
-        60,
-    )
+    until("the teacher is gone", lambda: not kube.children(name, "deployments"), 60)
 
 
 def test_a_training_that_is_out_of_memory_is_named(kube: Kube) -> None:

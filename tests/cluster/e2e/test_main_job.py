@@ -1,4 +1,4 @@
-"""The main job on a real cluster: a vLLM Deployment teaches, the operator is killed twice on the way, a model comes out."""
+"""The main job on a real cluster: vLLM teaches, the operator is killed twice on the way, a model comes out."""
 
 from __future__ import annotations
 

@@ -59,6 +59,12 @@ class Kube:
         status: dict[str, Any] = self.get("dj", job).get("status", {})
         return status
 
+    def children(self, job: str, kind: str, stage: str = "") -> list[dict[str, Any]]:
+        """A job's children of one kind, of one stage or of all."""
+        selector = f"kubedistill.io/job={job}" + (f",kubedistill.io/stage={stage}" if stage else "")
+        items: list[dict[str, Any]] = self.get(kind, "", "-l", selector).get("items", [])
+        return items
+
     def row(self, job: str) -> str:
         """The job's line of `kubectl get dj`."""
         return self("get", "dj", job, "--no-headers").strip()
