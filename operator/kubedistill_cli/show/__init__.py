@@ -1,0 +1,1 @@
+"""What people see: a live table in a terminal, plain lines elsewhere, and the end of a job."""
