@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from kubedistill_api.base import Task
 from kubedistill_api.evaluation import Gate, GateOf, Metric, OnGateFailure, Operator
 from kubedistill_api.status import Estimate, Ledger, RejectReason
+from kubedistill_trainer.core.comparison import Match
+from kubedistill_trainer.core.footprint import Size, Speed
 from kubedistill_trainer.core.gates import Compared, judge
 from kubedistill_trainer.report.content import (
-    Match,
     Point,
     Report,
     Sample,
-    Size,
-    Speed,
+    Scorecard,
     Turn,
     amount,
     data_size,
@@ -62,21 +64,25 @@ def falling(to: float, steps: range, wobble: float = 0.0) -> list[Point]:
     return [Point(step, to + 2.6 * math.exp(-step / 30) + wobble * math.sin(step * 1.7)) for step in steps]
 
 
-def a_report(**changes: object) -> Report:
+def a_card(**changes: Any) -> Scorecard:
+    card = Scorecard(
+        headline="The student keeps 20 of the teacher's 30 layers and agrees with it at 62 % of the tokens.",
+        comparison=COMPARISON,
+        verdicts=judge(COMPARISON, GATES),
+        speeds={"Student": Speed(1.21, 1.43, 0.081, 402.0, 24), "Teacher": Speed(1.79, 2.02, 0.117, 290.0, 24)},
+        sizes={"Student": Size(99_170_000, 198_340_000), "Teacher": Size(134_515_008, 269_030_016)},
+        notes=("The teacher's own answers are the expected ones where a prompt has no label.",),
+    )
+    return replace(card, **changes)
+
+
+def a_report(card: Scorecard | None = None, **changes: Any) -> Report:
     report = Report(
         job="team/support",
         task=Task.CONVERSATION,
-        headline="The student keeps 20 of the teacher's 30 layers and agrees with it at 62 % of the tokens.",
-        comparison=COMPARISON,
-        verdicts=tuple(judge(COMPARISON, GATES)),
-        speeds={"Student": Speed(1.21, 1.43, 0.081, 32), "Teacher": Speed(1.79, 2.02, 0.117, 32)},
-        sizes={"Student": Size(99_170_000, 198_340_000), "Teacher": Size(134_515_008, 269_030_016)},
-        training_loss=[
-            Point(step, 0.6 + 2.6 * math.exp(-step / 30) + 0.08 * math.sin(step * 1.7)) for step in range(1, 161)
-        ],
-        validation_loss=[
-            Point(s, 0.72 + 2.3 * math.exp(-s / 28) + (0.02 if s > 130 else 0)) for s in range(20, 161, 20)
-        ],
+        card=card or a_card(),
+        training_loss=falling(0.6, range(1, 161), wobble=0.08),
+        validation_loss=[*falling(0.72, range(20, 141, 20)), Point(160, 0.79)],
         answer_lengths=[20 + (i * i * 7) % 90 for i in range(280)],
         prompt_lengths=[30 + (i * 13) % 50 for i in range(280)],
         ledger=Ledger(
@@ -87,11 +93,7 @@ def a_report(**changes: object) -> Report:
         estimate=Estimate(
             rows=300, validation_rows=32, tokens_to_generate=38_400, student_memory_bytes=2 * 2**30, gpu_hours="0"
         ),
-        lineage=[
-            ("Teacher", "smollm2: hf://HuggingFaceTB/SmolLM2-135M-Instruct, revision 12fd25f7"),
-            ("Spec", "sha256:9f"),
-        ],
-        notes=("The teacher's own answers are the expected ones where a prompt has no label.",),
+        lineage=[("Teacher", "hf://HuggingFaceTB/SmolLM2-135M-Instruct at 12fd25f7"), ("Spec", "sha256:9f")],
         samples=[
             a_sample(),
             a_sample(Match.SAME),
@@ -99,7 +101,7 @@ def a_report(**changes: object) -> Report:
         ],
         samples_elsewhere=4,
     )
-    return Report(**{**report.__dict__, **changes})  # type: ignore[arg-type]
+    return replace(report, **changes)
 
 
 class Checker(HTMLParser):
@@ -164,7 +166,8 @@ def test_the_page_shows_numbers_gates_samples_and_lineage() -> None:
 @pytest.mark.parametrize("render", [as_html, as_markdown], ids=["html", "markdown"])
 def test_a_report_with_nothing_but_a_comparison_is_still_a_report(render: object) -> None:
     assert callable(render)
-    bare = Report("team/x", Task.CONVERSATION, "Nothing more is known.", (Compared(Metric.PERPLEXITY, 3.0),), ())
+    card = Scorecard("Nothing more is known.", (Compared(Metric.PERPLEXITY, 3.0),), ())
+    bare = Report("team/x", Task.CONVERSATION, card)
     assert "Perplexity" in render(bare)
 
 
@@ -172,7 +175,7 @@ def test_what_a_model_wrote_is_never_markup() -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     prompt = (Turn("user", evil),)
     sample = Sample(evil, prompt, evil, evil, evil, evil, Match.CLOSER)
-    page = as_html(a_report(job=evil, samples=[sample], lineage=[(evil, evil)], notes=(evil,), headline=evil))
+    page = as_html(a_report(a_card(notes=(evil,), headline=evil), job=evil, samples=[sample], lineage=[(evil, evil)]))
     assert checked(page).tags & {"script", "img"} == set()
 
 
@@ -206,13 +209,13 @@ def test_bars_far_apart_get_a_logarithmic_scale_and_say_so() -> None:
     assert before == 100.0
     assert after > teacher > 5.0
     assert is_logarithmic(compared)
-    assert "logarithmic" in as_html(a_report(comparison=(compared,)))
+    assert "logarithmic" in as_html(a_report(a_card(comparison=(compared,))))
 
 
 def test_a_number_that_is_none_draws_a_page_and_a_full_bar() -> None:
     compared = Compared(Metric.PERPLEXITY, math.inf, math.nan, 3.0)
     assert [bar.percent for bar in bars(compared)] == [100.0, 100.0, 100.0]
-    checked(as_html(a_report(comparison=(compared,), training_loss=[Point(1, math.nan), Point(2, 1.0)])))
+    checked(as_html(a_report(a_card(comparison=(compared,)), training_loss=[Point(1, math.nan), Point(2, 1.0)])))
 
 
 def test_the_best_validation_is_ringed() -> None:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+
+from pydantic import TypeAdapter
 
 from kubedistill_api.base import Task
 from kubedistill_api.evaluation import Metric
-from kubedistill_api.status import Estimate, GateOutcome, Ledger
+from kubedistill_api.status import Estimate, Ledger
+from kubedistill_trainer.core.comparison import Match
+from kubedistill_trainer.core.footprint import Size, Speed
 from kubedistill_trainer.core.gates import Compared, Verdict
-
-
-class Match(StrEnum):
-    """How the trained student's answer stands to what was expected."""
-
-    RIGHT = "Right"
-    WRONG = "Wrong"
-    SAME = "Same"
-    CLOSER = "Closer"
-    NO_CLOSER = "NoCloser"
-
 
 MATCH_WORDS: Mapping[Match, str] = {
     Match.RIGHT: "right",
@@ -28,6 +20,7 @@ MATCH_WORDS: Mapping[Match, str] = {
     Match.SAME: "word for word",
     Match.CLOSER: "closer than before",
     Match.NO_CLOSER: "no closer than before",
+    Match.OTHER: "in other words",
 }
 
 
@@ -63,23 +56,22 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How quickly a model answers one prompt at a time, on the device of the evaluation. Seconds."""
+class Scorecard:
+    """What an evaluation found; `scores.json`, from which Publish makes the model card."""
 
-    latency_p50: float
-    latency_p95: float
-    first_token_p50: float
-    tokens: int
-    """New tokens of each answer that was timed."""
+    headline: str
+    """What came of it, in a sentence or two."""
+    comparison: Sequence[Compared]
+    verdicts: Sequence[Verdict]
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    """By who: Student, Teacher."""
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    """What a reader must know to judge the numbers."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large a model is."""
-
-    parameters: int
-    bytes: int
-    """Of its weights."""
+SCORECARD = TypeAdapter(Scorecard)
+"""Reads and writes scorecards as JSON; a number that is none becomes null."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +81,7 @@ class Report:
     job: str
     """namespace/name."""
     task: Task
-    headline: str
-    """What came of it, in a sentence or two."""
-    comparison: Sequence[Compared]
-    verdicts: Sequence[Verdict]
-    speeds: Mapping[str, Speed] = field(default_factory=dict)
-    """By who: Student, Teacher."""
-    sizes: Mapping[str, Size] = field(default_factory=dict)
+    card: Scorecard
     training_loss: Sequence[Point] = ()
     """Nats a target token."""
     validation_loss: Sequence[Point] = ()
@@ -107,20 +93,9 @@ class Report:
     estimate: Estimate | None = None
     lineage: Sequence[tuple[str, str]] = ()
     """Label and value, in the order in which they are shown."""
-    notes: Sequence[str] = ()
-    """What a reader must know to judge the numbers."""
     samples: Sequence[Sample] = ()
     samples_elsewhere: int = 0
     """Rows that were sampled but are only in samples.jsonl."""
-
-    @property
-    def outcome(self) -> GateOutcome:
-        """The worst outcome of all gates."""
-        outcomes = [verdict.outcome for verdict in self.verdicts]
-        for worst in (GateOutcome.FAILED, GateOutcome.WARNED, GateOutcome.PASSED):
-            if worst in outcomes:
-                return worst
-        return GateOutcome.NONE
 
 
 @dataclass(frozen=True)

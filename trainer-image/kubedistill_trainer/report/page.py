@@ -10,7 +10,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from kubedistill_api.status import GateOutcome
 from kubedistill_trainer.core.gates import Compared
 from kubedistill_trainer.report import plots
 from kubedistill_trainer.report.content import (
@@ -47,7 +46,8 @@ def as_html(report: Report) -> str:
         .get_template("report.html.j2")
         .render(
             report=report,
-            rows=[(compared, METRICS[compared.metric], bars(compared)) for compared in report.comparison],
+            card=report.card,
+            rows=[(compared, METRICS[compared.metric], bars(compared)) for compared in report.card.comparison],
             losses=plots.loss_curves(report.training_loss, report.validation_loss),
             answer_lengths=plots.histogram(report.answer_lengths, "Lengths of the accepted answers", "tokens"),
             prompt_lengths=plots.histogram(report.prompt_lengths, "Lengths of their prompts", "tokens"),
@@ -58,7 +58,7 @@ def as_html(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """The same in Markdown, without plots and with the first samples only."""
-    return _environment(False).get_template("report.md.j2").render(report=report)
+    return _environment(False).get_template("report.md.j2").render(report=report, card=report.card)
 
 
 def bars(compared: Compared) -> list[Bar]:
@@ -122,7 +122,6 @@ def _environment(html: bool) -> Environment:
     environment.globals |= {
         "METRICS": METRICS,
         "MATCH_WORDS": MATCH_WORDS,
-        "GateOutcome": GateOutcome,
         "shown": shown,
         "is_logarithmic": is_logarithmic,
     }

@@ -1,0 +1,139 @@
+"""Student before, student after and teacher as numbers side by side, and as answers side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kubedistill_api.base import Task
+from kubedistill_api.evaluation import Metric
+from kubedistill_trainer.core import scores
+from kubedistill_trainer.core.answers import agrees, normalized
+from kubedistill_trainer.core.batching import Example
+from kubedistill_trainer.core.footprint import Size, Speed
+from kubedistill_trainer.core.gates import Compared
+from kubedistill_trainer.core.scores import Reading
+from kubedistill_trainer.core.signals import TopK
+
+
+class Match(StrEnum):
+    """How the trained student's answer stands to what was expected."""
+
+    RIGHT = "Right"
+    WRONG = "Wrong"
+    SAME = "Same"
+    CLOSER = "Closer"
+    NO_CLOSER = "NoCloser"
+    OTHER = "Other"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one model. None: it was not measured."""
+
+    reading: Reading | None = None
+    answers: Sequence[str] | None = None
+    """To the questions, in their order."""
+    size: Size | None = None
+    speed: Speed | None = None
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What answers and readings are held against."""
+
+    task: Task
+    labels: Sequence[str]
+    """Classification: the answers that count."""
+    expected: Sequence[str]
+    """For each question, its label; empty: none is known."""
+    teacher: Sequence[str]
+    """For each question, the teacher's answer."""
+
+    @property
+    def references(self) -> list[str]:
+        """What an answer should be: the label where one is known, else what the teacher said."""
+        return [label or answer for label, answer in zip(self.expected, self.teacher, strict=True)]
+
+    @property
+    def labelled(self) -> list[int]:
+        """Indices of the questions with a label."""
+        return [index for index, label in enumerate(self.expected) if label]
+
+
+def compare(
+    metrics: Sequence[Metric], by: Yardstick, before: Measured, after: Measured, teacher: Measured
+) -> list[Compared]:
+    """The metrics that the trained student has a number for, in the order asked for; the one that is always judged
+    comes last if nobody asked for it.
+
+    The divergence takes the tail as one class: a lower bound, but never negative, and comparable between jobs
+    whatever their sampling was.
+    """
+    always = Metric.TEACHER_KL if after.reading and after.reading.scored else Metric.PERPLEXITY
+    rows = (
+        Compared(metric, *(_NUMBERS[metric](measured, by) for measured in (after, before, teacher)))
+        for metric in dict.fromkeys([*metrics, always])
+    )
+    return [row for row in rows if row.student is not None]
+
+
+def teacher_reading(examples: Sequence[Example]) -> Reading | None:
+    """The teacher reading its own answers, from the logprobs it left; None if it left none."""
+    signals = [example.teacher for example in examples if isinstance(example.teacher, TopK)]
+    if not signals:
+        return None
+    count = sum(len(signal) for signal in signals)
+    likelihood = -sum(float(signal.target_N.sum()) for signal in signals)
+    return Reading(count, likelihood, scored=count, agreements=count)
+
+
+def match(index: int, before: str | None, after: str, by: Yardstick) -> Match:
+    """How the trained student's answer to a question stands to what was expected."""
+    label, reference = by.expected[index], by.references[index]
+    if label and by.task is not Task.CONVERSATION:
+        return Match.RIGHT if agrees(after, label, by.task, by.labels) else Match.WRONG
+    if normalized(after) == normalized(reference):
+        return Match.SAME
+    if before is None:
+        return Match.OTHER
+    closer = scores.rouge([after], [reference]) > scores.rouge([before], [reference])
+    return Match.CLOSER if closer else Match.NO_CLOSER
+
+
+def _accuracy(measured: Measured, by: Yardstick) -> float | None:
+    if measured.answers is None or not by.labelled:
+        return None
+    answers = [measured.answers[index] for index in by.labelled]
+    return scores.accuracy(answers, [by.expected[index] for index in by.labelled], by.task, by.labels)
+
+
+def _against_references(metric: Callable[[Sequence[str], Sequence[str]], float]) -> _Number:
+    def number(measured: Measured, by: Yardstick) -> float | None:
+        return None if measured.answers is None else metric(measured.answers, by.references)
+
+    return number
+
+
+def _of_reading(number: Callable[[Reading], float | None]) -> _Number:
+    return lambda measured, _: None if measured.reading is None else number(measured.reading)
+
+
+def _of_speed(number: Callable[[Speed], float]) -> _Number:
+    return lambda measured, _: None if measured.speed is None else number(measured.speed)
+
+
+_Number = Callable[[Measured, Yardstick], float | None]
+_NUMBERS: Mapping[Metric, _Number] = {
+    Metric.ACCURACY: _accuracy,
+    Metric.EXACT_MATCH: _against_references(scores.exact_match),
+    Metric.BLEU: _against_references(scores.bleu),
+    Metric.ROUGE: _against_references(scores.rouge),
+    Metric.PERPLEXITY: _of_reading(lambda reading: reading.perplexity),
+    Metric.TEACHER_AGREEMENT: _of_reading(lambda reading: reading.agreement),
+    Metric.TEACHER_KL: _of_reading(lambda reading: reading.teacher_kl(sampled_tail=False)),
+    Metric.LATENCY: _of_speed(lambda speed: speed.latency_p50),
+    Metric.THROUGHPUT: _of_speed(lambda speed: speed.tokens_per_second),
+    Metric.MEMORY: lambda measured, _: None if measured.size is None else measured.size.mebibytes,
+}
