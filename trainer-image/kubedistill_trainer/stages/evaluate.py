@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,6 @@ from kubedistill_api.status import GateOutcome
 from kubedistill_trainer.core.comparison import Measured, compare, teacher_reading
 from kubedistill_trainer.core.footprint import Size
 from kubedistill_trainer.core.gates import judge, scores
-from kubedistill_trainer.core.pruning import prune
 from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.evaluation.meter import Candidate, Meter
 from kubedistill_trainer.models import end_ids, fetch_model, load_model, torch_dtype
@@ -31,6 +29,7 @@ from kubedistill_trainer.stages.held_out import HeldOut, gather, side_by_side
 from kubedistill_trainer.stages.history import losses_of, model_folder
 from kubedistill_trainer.store.lengths import answer_lengths
 from kubedistill_trainer.store.manifests import FileEntry, entry
+from kubedistill_trainer.students import build_student
 
 SHOWN = 60
 """Samples on the page; all of them are in samples.jsonl."""
@@ -78,32 +77,34 @@ def measure(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> tuple
 
 def untrained(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> Candidate:
     """The student as training found it."""
-    if run.student.model is not None:
-        return candidate("untrained student", run, held_out, fetch_model(run.student.model, context))
-    return candidate("untrained student", run, held_out, fetch_teacher(run, context), held_out.origin.train.layers_kept)
+    path = fetch_model(run.student.model, context) if run.student.model else fetch_teacher(run, context)
+    dtype, device = torch_dtype(run.training.precision), device_of(run)
+    return Candidate(
+        "untrained student",
+        lambda: build_student(run, context, dtype, device).model,
+        end_ids(held_out.exam.tokenizer, path),
+    )
 
 
 def trained(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> Candidate:
     """The student as training left it."""
-    return candidate("trained student", run, held_out, model_folder(run.trained, context))
+    return saved("trained student", run, held_out, model_folder(run.trained, context))
 
 
 def teacher_at_hand(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> Candidate | None:
     """The teacher itself, where its weights are here anyway since the student was pruned from it."""
-    if run.student.pruned_from is None:
-        return None
-    return candidate("teacher", run, held_out, fetch_teacher(run, context))
+    return saved("teacher", run, held_out, fetch_teacher(run, context)) if run.student.pruned_from else None
 
 
-def candidate(name: str, run: EvaluateRun, held_out: HeldOut, path: Path, keep: Sequence[int] = ()) -> Candidate:
-    """A model of a local folder, or some of its layers, in the training's precision and on its kind of device."""
-    device = "cuda" if run.training.gpus_per_node > 0 and torch.cuda.is_available() else "cpu"
+def saved(name: str, run: EvaluateRun, held_out: HeldOut, path: Path) -> Candidate:
+    """A model of a local folder, in the training's precision and on its kind of device."""
+    dtype, device = torch_dtype(run.training.precision), device_of(run)
+    return Candidate(name, lambda: load_model(path, dtype, device), end_ids(held_out.exam.tokenizer, path))
 
-    def load() -> Any:
-        model = load_model(path, torch_dtype(run.training.precision), device)
-        return prune(model, keep) if keep else model
 
-    return Candidate(name, load, end_ids(held_out.exam.tokenizer, path))
+def device_of(run: EvaluateRun) -> str:
+    """Where models are measured: on a GPU if the training had one and this pod has one too."""
+    return "cuda" if run.training.gpus_per_node > 0 and torch.cuda.is_available() else "cpu"
 
 
 def fetch_teacher(run: EvaluateRun, context: StageContext) -> Path:

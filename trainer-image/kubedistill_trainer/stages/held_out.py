@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kubedistill_api.results import GenerateResult, PrepareResult, TrainResult
 from kubedistill_api.run import EvaluateRun
+from kubedistill_trainer.core.batching import Example
 from kubedistill_trainer.core.comparison import Measured, Yardstick, match
 from kubedistill_trainer.errors import BadData
 from kubedistill_trainer.evaluation import answering
@@ -17,7 +19,7 @@ from kubedistill_trainer.report.content import Sample, Turn
 from kubedistill_trainer.report.lineage import Origin
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.stages.history import result_of
-from kubedistill_trainer.store.examples import example
+from kubedistill_trainer.store.examples import Examples
 from kubedistill_trainer.store.rows import fetch_tokenizer
 from kubedistill_trainer.store.shards import AnswerRow, read_answers
 
@@ -51,13 +53,19 @@ def gather(run: EvaluateRun, context: StageContext) -> HeldOut:
         asked=asked,
         by=Yardstick(run.task, run.data.labels, [row.label for row in asked], [row.text for row in asked]),
         exam=Exam(
-            examples=[example(row) for row in rows],
+            examples=examples_of(rows, context.scratch / "held-out"),
             questions=[question(row, run.generation.max_tokens) for row in asked],
             tokenizer=load_tokenizer(fetch_tokenizer(context.workspace, run.prepared, context.scratch)),
             packing=run.training.hyperparameters.packing,
         ),
         origin=origin_of(run, context),
     )
+
+
+def examples_of(rows: Sequence[AnswerRow], folder: Path) -> list[Example]:
+    """Answers as the losses take them, with the teacher's logprobs if all have them."""
+    stored = Examples.write(folder, rows, signals=all(row.signal is not None for row in rows))
+    return [stored[index] for index in range(len(stored))]
 
 
 def origin_of(run: EvaluateRun, context: StageContext) -> Origin:
