@@ -125,9 +125,10 @@ class MemoryCluster:
         self._held(ref)["spec"]["suspend"] = False
 
     async def delete(self, job: DistillationJob, ref: Ref) -> None:
-        self._held(ref)
-        del self.objects[(ref.kind, ref.name)]
-        self.collect_garbage()
+        found = self.objects.get((ref.kind, ref.name))
+        if found is not None and found["metadata"]["uid"] == ref.uid:
+            del self.objects[(ref.kind, ref.name)]
+            self.collect_garbage()
 
     async def write_status(self, job: DistillationJob, status: Status) -> None:
         if job.metadata.resource_version != self.asked.metadata.resource_version:

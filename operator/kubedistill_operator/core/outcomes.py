@@ -121,7 +121,7 @@ def _without_pod(job: SeenJob) -> Broken:
     named = _EXIT_IN_MESSAGE.search(job.message)
     code = int(named.group(1)) if named else int(Exit.TRANSIENT)
     known = Exit(code) if code in set(Exit) else Exit.APPLICATION
-    text = f"{job.key} failed: {job.message or job.reason or 'its pods are gone'}"
+    text = f"{job.key} failed and no pod is left to ask: {job.message or job.reason or 'no reason given'}."
     return _broken_by(job, None, CLASS_OF_EXIT[known], job.reason or Reason.STAGE_FAILED, text, _remedy_of(code, None))
 
 

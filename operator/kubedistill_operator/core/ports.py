@@ -30,7 +30,7 @@ class Cluster(Protocol):
         ...
 
     async def delete(self, job: DistillationJob, ref: Ref) -> None:
-        """Delete one child, if it still has this uid; its own children go with it.
+        """Delete one child, if it still has this uid; its own children go with it. One that is gone already is fine.
 
         A Job stays visible, as `deleting`, until its pods are gone: the next attempt waits for that.
         """

@@ -16,7 +16,7 @@ class Settings(Defaults):
     """The backoff between attempts doubles from the base up to the limit."""
     progress_seconds: int = 15
     """Progress is written at most this often."""
-    stall_seconds: int = 3600
+    stall_seconds: int = 7200
     """A training or evaluation that moved nothing for so long is stopped and tried again."""
     max_workers: int = 1000
     """Generate pods of one teacher at most, whatever the spec asks for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from kubedistill_api.base import Stage
 from kubedistill_api.status import (
@@ -10,6 +10,7 @@ from kubedistill_api.status import (
     Failure,
     FailureClass,
     Phase,
+    Progress,
     StageState,
     StageStatus,
     Status,
@@ -33,10 +34,11 @@ def watch(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
     """What a pass does about an attempt that has not ended."""
     if attempt.state is JobState.SUSPENDED and step.served_teacher:
         return _until_taught(world, status, step, attempt)
-    late = _pending_too_long(world, attempt) or _idle_too_long(world, status, step, attempt)
+    progress = _progress(world, status, step, attempt)
+    late = _pending_too_long(world, attempt) or _idle_too_long(world, progress, step, attempt)
     if late is not None:
         return after_failure(world, status, step, late)
-    status = _progressed(world, status, step, attempt)
+    status = _progressed(world, status, step, attempt, progress)
     every = timedelta(seconds=world.settings.progress_seconds)
     lost = step.served_teacher and world.seen.teacher(step.key.teacher, attempt.attempt) is None
     return Plan(status, apply=made(world, step.key.teacher, attempt) if lost else (), check_in=every)
@@ -60,19 +62,28 @@ def _until_taught(world: World, status: Status, step: Step, attempt: SeenJob) ->
             return after_failure(world, status, step, broken)
 
 
-def _progressed(world: World, status: Status, step: Step, attempt: SeenJob) -> Status:
+def _progress(world: World, status: Status, step: Step, attempt: SeenJob) -> Progress | None:
+    """The progress to record; that of before where no pod runs."""
+    stage = status.stage(step.name)
+    before = stage.progress if stage else None
+    if not _runs(attempt):
+        return before
+    return merged(before, attempt.progress, world.now, timedelta(seconds=world.settings.progress_seconds))
+
+
+def _runs(attempt: SeenJob) -> bool:
+    return any(pod.phase in ("Running", "Succeeded") for pod in attempt.pods)
+
+
+def _progressed(world: World, status: Status, step: Step, attempt: SeenJob, progress: Progress | None) -> Status:
     """The status with what the pods say."""
     stage = status.stage(step.name) or StageStatus(name=step.name)
-    running = any(pod.phase in ("Running", "Succeeded") for pod in attempt.pods)
-    waiting = next((pod for pod in attempt.pods if pod.waiting_reason not in BENIGN), None)
-    progress = stage.progress
-    if running:
-        every = timedelta(seconds=world.settings.progress_seconds)
-        progress = merged(stage.progress, attempt.progress, world.now, every)
-        if progress is not stage.progress:
-            status = _numbers(status, attempt)
+    running = _runs(attempt)
+    if progress is not stage.progress:
+        status = _numbers(status, attempt)
     state = StageState.RUNNING if running else StageState.WAITING
     status = records.with_stage(status, records.changed(stage, state=state, progress=progress))
+    waiting = next((pod for pod in attempt.pods if pod.waiting_reason not in BENIGN), None)
     if waiting is not None and not running:
         return records.going_on(status, step, world.now, waiting.waiting_reason, _waits(waiting))
     if attempt.state is JobState.SUSPENDED:
@@ -106,22 +117,16 @@ def _pending_too_long(world: World, attempt: SeenJob) -> Broken | None:
     return None
 
 
-def _idle_too_long(world: World, status: Status, step: Step, attempt: SeenJob) -> Broken | None:
+def _idle_too_long(world: World, progress: Progress | None, step: Step, attempt: SeenJob) -> Broken | None:
     """An attempt that moves nothing: it holds GPUs for no use."""
     if attempt.state is not JobState.ACTIVE or attempt.started_at is None:
         return None
     serving = world.job.spec.teacher(step.key.teacher).serving if step.served_teacher else None
+    if serving is None and not _runs(attempt):
+        return None  # a pod that waits for its place holds nothing; a teacher behind it does
     limit = serving.idle_timeout_seconds if serving else world.settings.stall_seconds
     seconds = max(limit, 2 * world.settings.progress_seconds)
-    stage = status.stage(step.name)
-    moved: str | datetime = (stage.progress.updated_at if stage and stage.progress else "") or attempt.started_at
-    every = timedelta(seconds=world.settings.progress_seconds)
-    if stage and merged(stage.progress, attempt.progress, world.now, every) is not stage.progress and attempt.progress:
-        return None
-    held = any(pod.phase == "Pending" and pod.waiting_reason not in BENIGN for pod in attempt.pods)
-    if held and serving is None:
-        return None  # a pod that waits for its place holds nothing; a teacher behind it does
-    if since(moved, world.now) <= timedelta(seconds=seconds):
+    if since(progress.updated_at if progress else attempt.started_at, world.now) <= timedelta(seconds=seconds):
         return None
     text = f"{step.name} moved nothing for {seconds} s and was stopped; what it had finished is kept."
     pod = next((pod for pod in attempt.pods if pod.phase == "Running"), None)

@@ -1,0 +1,192 @@
+"""A living attempt: progress that is written seldom, waiting that is told, idleness that ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kubedistill_api.base import Stage
+from kubedistill_api.identity import StageKey
+from kubedistill_api.progress import ProgressReport
+from kubedistill_api.status import (
+    ConditionType,
+    Failure,
+    FailureClass,
+    Ledger,
+    Phase,
+    Progress,
+    StageState,
+    Status,
+    TrainingStatus,
+)
+from kubedistill_operator.core import records
+from kubedistill_operator.core.conditions import with_condition
+from kubedistill_operator.core.pipeline import pipeline
+from kubedistill_operator.core.planner import plan
+from kubedistill_operator.core.plans import Plan
+from kubedistill_operator.core.seen import JobState, Seen, SeenJob, SeenPod, SeenTeacher
+from kubedistill_operator.core.settings import Settings
+
+Kit = Mapping[str, Any]
+GENERATE = StageKey(Stage.GENERATE, "big")
+TRAIN = StageKey(Stage.TRAIN)
+
+
+def at(kit: Kit, key: StageKey, progress: Progress | None = None, **spec: Any) -> Any:
+    """A job whose steps before `key` are done, and whose first attempt of it was recorded."""
+    job = kit["a_job"](**spec)
+    status = records.begun(job, kit["START"], Settings())
+    for step in pipeline(job.spec):
+        stage = status.stage(step.name)
+        assert stage is not None
+        if step.key == key:
+            status = records.with_stage(status, records.changed(stage, attempt=1, progress=progress))
+            break
+        done = {"state": StageState.SUCCEEDED, "attempt": 1, "input_digest": "sha256:i", "output_digest": "sha256:o"}
+        status = records.with_stage(status, records.changed(stage, **done))
+    return job.model_copy(update={"status": status})
+
+
+def running(kit: Kit, key: StageKey, *reports: ProgressReport, **more: Any) -> SeenJob:
+    """The attempt, with one pod that runs."""
+    pod = SeenPod(name="the-pod", phase="Running", created_at=kit["START"])
+    job = SeenJob("small-x-1", "uid-2", key, 1, JobState.ACTIVE, created_at=kit["START"], started_at=kit["START"])
+    return replace(job, pods=(pod,), progress=reports, **more)
+
+
+def report(key: StageKey, done: int, total: int = 100, **more: Any) -> ProgressReport:
+    """What a worker says."""
+    progress = Progress(done=done, total=total, unit="rows", rate_per_second="2")
+    return ProgressReport(stage=key.stage, progress=progress, **more)
+
+
+def passed(kit: Kit, job: Any, seen_job: SeenJob, seconds: int, *teachers: SeenTeacher) -> Plan:
+    """The plan so many seconds after the start."""
+    now: datetime = kit["START"] + timedelta(seconds=seconds)
+    return plan(job, Seen(jobs=(seen_job,), teachers=teachers), now, Settings())
+
+
+def teacher(kit: Kit, **more: Any) -> SeenTeacher:
+    """The attempt's teacher."""
+    return replace(SeenTeacher("t", "uid-3", "big", 1, created_at=kit["START"], answered=True), **more)
+
+
+def test_progress_of_all_workers_is_added_up(kit: Kit) -> None:
+    job = at(kit, GENERATE)
+    reports = (report(GENERATE, 10, ledger=Ledger(accepted=9, rejected=1)), report(GENERATE, 30))
+    step = passed(kit, job, running(kit, GENERATE, *reports), 5, teacher(kit))
+    progress = step.status.stage("Generate:big").progress
+    assert (progress.done, progress.total, progress.rate_per_second) == (40, 200, "4")
+    assert step.status.progress == "40/200 rows"
+    assert step.status.ledger == Ledger(accepted=9, rejected=1)
+    assert step.status.phase is Phase.GENERATING
+    assert step.status.stage("Generate:big").state is StageState.RUNNING
+
+
+def test_progress_is_written_at_most_every_fifteen_seconds(kit: Kit) -> None:
+    job = at(kit, TRAIN)
+    first = passed(kit, job, running(kit, TRAIN, report(TRAIN, 1)), 0)
+    job = job.model_copy(update={"status": first.status})
+    soon = passed(kit, job, running(kit, TRAIN, report(TRAIN, 2)), 10)
+    assert soon.status == first.status
+    late = passed(kit, job, running(kit, TRAIN, report(TRAIN, 3)), 15)
+    assert late.status.stage("Train").progress.done == 3
+
+
+def test_the_trainings_numbers_are_in_the_status(kit: Kit) -> None:
+    numbers = TrainingStatus(step=5, total_steps=9, loss="0.4", micro_batch_size=2)
+    step = passed(kit, at(kit, TRAIN), running(kit, TRAIN, report(TRAIN, 5, training=numbers)), 3)
+    assert step.status.training == numbers
+
+
+def test_a_pod_without_a_place_is_told_in_the_schedulers_words(kit: Kit) -> None:
+    pod = SeenPod(
+        name="p", phase="Pending", created_at=kit["START"], waiting_reason="Unschedulable",
+        waiting_message="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+    )  # fmt: skip
+    step = passed(kit, at(kit, TRAIN), replace(running(kit, TRAIN), pods=(pod,)), 60)
+    assert step.status.reason == "Unschedulable"
+    told = step.status.condition(ConditionType.RECONCILING)
+    assert told is not None
+    assert "3 Insufficient nvidia.com/gpu" in told.message
+    assert step.status.stage("Train").state is StageState.WAITING
+
+
+def test_a_pod_without_a_place_fails_after_the_pending_deadline(kit: Kit) -> None:
+    pod = SeenPod(name="p", phase="Pending", created_at=kit["START"], waiting_reason="ImagePullBackOff")
+    job = at(kit, TRAIN, runPolicy={"pendingDeadlineSeconds": 60})
+    waits = replace(running(kit, TRAIN), pods=(pod,))
+    assert passed(kit, job, waits, 59).status.phase is Phase.TRAINING
+    step = passed(kit, job, waits, 61)
+    assert (step.status.phase, step.status.reason) == (Phase.FAILED, "ImagePullBackOff")
+    assert step.status.last_failure is not None
+    assert "pendingDeadlineSeconds" in step.status.last_failure.message
+
+
+def lived(kit: Kit, job: Any, looks: list[tuple[int, SeenJob]], *teachers: SeenTeacher) -> Status:
+    """The status after passes at these seconds."""
+    for seconds, seen_job in looks:
+        job = job.model_copy(update={"status": passed(kit, job, seen_job, seconds, *teachers).status})
+    status: Status = job.status
+    return status
+
+
+SERVED = [{"name": "big", "model": {"uri": "hf://acme/big"}, "serving": {"idleTimeoutSeconds": 100}}]
+
+
+def test_a_generation_that_moves_is_left_alone(kit: Kit) -> None:
+    looks = [(s, running(kit, GENERATE, report(GENERATE, s))) for s in range(10, 1000, 90)]
+    status = lived(kit, at(kit, GENERATE, teachers=SERVED), looks, teacher(kit))
+    assert status.stage("Generate:big").state is StageState.RUNNING
+
+
+@pytest.mark.parametrize(
+    "late",
+    [lambda kit: running(kit, GENERATE, report(GENERATE, 10)), lambda kit: running(kit, GENERATE)],
+    ids=["stuck", "silent"],
+)
+def test_a_generation_that_moves_nothing_is_stopped_so_that_its_gpus_are_free(kit: Kit, late: Any) -> None:
+    looks = [(10, running(kit, GENERATE, report(GENERATE, 10))), (60, late(kit)), (220, late(kit))]
+    status = lived(kit, at(kit, GENERATE, teachers=SERVED), looks, teacher(kit))
+    assert status.last_failure is not None
+    assert status.last_failure.reason == "NoProgress"
+    assert status.stage("Generate:big").restarts == 1
+
+
+def test_an_operator_that_was_away_for_hours_stops_nothing_at_its_first_look(kit: Kit) -> None:
+    job = at(kit, GENERATE, teachers=SERVED)
+    looks = [(10, running(kit, GENERATE, report(GENERATE, 10))), (9000, running(kit, GENERATE, report(GENERATE, 90)))]
+    assert lived(kit, job, looks, teacher(kit)).last_failure is None
+    silent_first = [looks[0], (9000, running(kit, GENERATE))]
+    status = lived(kit, job, silent_first, teacher(kit))
+    assert status.last_failure is None
+
+
+def test_a_teacher_that_crashes_again_and_again_is_not_waited_for(kit: Kit) -> None:
+    pod = SeenPod(name="t-0", restarts=3, exit_code=1, log_tail="x\nRuntimeError: bad flag")
+    waits = replace(running(kit, GENERATE), state=JobState.SUSPENDED)
+    step = passed(kit, at(kit, GENERATE), waits, 30, teacher(kit, answered=False, pods=(pod,)))
+    assert step.status.last_failure is not None
+    assert step.status.last_failure.reason == "TeacherCrashed"
+    assert "RuntimeError: bad flag" in step.status.last_failure.message
+
+
+def test_a_teacher_without_gpus_says_so(kit: Kit) -> None:
+    pod = SeenPod(name="t-0", waiting_reason="Unschedulable", waiting_message="Insufficient nvidia.com/gpu")
+    waits = replace(running(kit, GENERATE), state=JobState.SUSPENDED)
+    step = passed(kit, at(kit, GENERATE), waits, 30, teacher(kit, answered=False, pods=(pod,)))
+    assert (step.status.phase, step.status.reason) == (Phase.STARTING_TEACHER, "Unschedulable")
+    assert "Insufficient nvidia.com/gpu" in step.status.condition(ConditionType.TEACHER_READY).message
+
+
+def test_a_status_never_outgrows_its_limit(kit: Kit) -> None:
+    status = at(kit, TRAIN).status
+    for type_ in ConditionType:
+        status = with_condition(status, type_, True, "X", "ü" * 2000, kit["START"])
+    failure = Failure(stage="Train", class_=FailureClass.APPLICATION, message="ü" * 2048, log_tail="ü" * 4096)
+    fitted = records.fitting(status.model_copy(update={"last_failure": failure}))
+    assert len(fitted.model_dump_json(by_alias=True, exclude_none=True).encode()) <= records.SIZE_LIMIT
