@@ -104,7 +104,7 @@ class Examples:
 def _check(row: AnswerRow, candidates: int) -> int:
     if row.signal is None:
         raise ValueError(f"row {row.row_id} has no logprobs of its teacher {row.teacher}")
-    k = row.signal.topk_ids_NK.shape[1]
+    k = int(row.signal.topk_ids_NK.shape[1])
     if candidates not in (0, k):
         raise ValueError(f"row {row.row_id} has {k} candidates at each position, others have {candidates}")
     return k

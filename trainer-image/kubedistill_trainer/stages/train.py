@@ -1,0 +1,246 @@
+"""Train: from the teacher's accepted answers to a student that anybody can load.
+
+<trained>/model/          the student: config, bfloat16 safetensors, tokenizer, chat template, generation config
+<trained>/adapter/        its adapters, unmerged (LoRA)
+<trained>/student.json    the layers that were kept (pruned student)
+<trained>/losses.jsonl    see store.loss_logs
+<trained>/checkpoints/    see store.checkpoints
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kubedistill_api.identity import digest
+from kubedistill_api.results import Success, TrainResult
+from kubedistill_api.run import TrainRun
+from kubedistill_api.training import ObjectiveType, Precision
+from kubedistill_trainer import engine, export
+from kubedistill_trainer.errors import BadConfiguration, BadData
+from kubedistill_trainer.models import load_model, load_tokenizer
+from kubedistill_trainer.ranks import run_together
+from kubedistill_trainer.runtime import StageContext
+from kubedistill_trainer.stages.train_rank import News, Outcome, RankWork
+from kubedistill_trainer.store.checkpoints import Checkpoint, Checkpoints, TrainingState
+from kubedistill_trainer.store.examples import Examples
+from kubedistill_trainer.store.loss_logs import NAME as LOSSES
+from kubedistill_trainer.store.loss_logs import LossLog
+from kubedistill_trainer.store.manifests import FileEntry, entries_of, entry
+from kubedistill_trainer.store.rows import Split, fetch_tokenizer
+from kubedistill_trainer.store.shards import AnswerRow, read_answers
+from kubedistill_trainer.students import RECORD, start_folder, with_adapter
+
+LOG_SECONDS = 10.0
+
+
+def run(run: TrainRun, context: StageContext) -> Success:
+    """Train the student.
+
+    1. Refuse what cannot be trained here. 2. Lay the answers out on local disk. 3. Make or fetch the student as it
+    is before training. 4. Find the newest complete checkpoint. 5. Train, in as many processes as the spec asks for.
+    6. Export the weights of the lowest validation loss and load them again. 7. Commit.
+
+    Raises:
+        BadConfiguration: the spec cannot be trained here, or the loss left the numbers.
+        BadData: no accepted answer can be trained on.
+        NotFound: a model is not there.
+        DeviceOutOfMemory: the micro batch is too large for the device.
+        Stopped: SIGTERM; a complete checkpoint was written.
+    """
+    _refuse(run)
+    local = Path(tempfile.mkdtemp(prefix="train-", dir=_made(context.scratch)))
+    try:
+        return _train(run, context, local)
+    finally:
+        shutil.rmtree(local, ignore_errors=True)
+
+
+def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
+    rows, too_long = _examples(run, context, local, "train")
+    _examples(run, context, local, "valid")
+    if not rows:
+        raise BadData(
+            "NothingToTrainOn",
+            f"None of the accepted answers can be trained on ({too_long} are longer than "
+            f"{run.training.hyperparameters.max_sequence_length} tokens): raise "
+            "training.hyperparameters.maxSequenceLength.",
+        )
+    start, kept_layers = start_folder(run, context)
+    tokenizer = fetch_tokenizer(context.workspace, run.prepared, context.scratch)
+    checkpoints = Checkpoints(context.workspace, run.folder, context.scratch, run.input_digest)
+    newest = _newest(checkpoints, context)
+    LossLog(context.workspace, run.folder, context.scratch).rewind(newest.state.step if newest else 0)
+    work = RankWork(
+        run=run,
+        start=start,
+        tokenizer=tokenizer,
+        train=local / "train",
+        valid=local / "valid",
+        scratch=context.scratch,
+        rendezvous=local / "rendezvous",
+        resume=newest.state if newest else TrainingState(),
+        resume_from=_resume_folder(newest, checkpoints, run.training.world_size, local),
+    )
+    outcome = _outcome(work, newest, checkpoints, context)
+    context.progress.update(message="exporting")
+    parameters = _export(run, context, start, tokenizer, checkpoints.fetch(_best_step(outcome.state)))
+    files = _files(run, context)
+    return context.commit(
+        TrainResult(
+            input_digest=run.input_digest,
+            output_digest=digest({path: file.sha256 for path, file in files.items() if path.startswith("model/")}),
+            folder=run.folder,
+            message=_summary(outcome, too_long),
+            steps=outcome.state.step,
+            loss=outcome.state.loss or 0.0,
+            validation_loss=outcome.state.best_loss,
+            tokens_per_second=round(outcome.tokens_per_second, 1),
+            micro_batch_size=run.micro_batch_size,
+            last_checkpoint=outcome.last_checkpoint,
+            parameters=parameters,
+            layers_kept=list(kept_layers),
+        ),
+        files,
+    )
+
+
+def _refuse(run: TrainRun) -> None:
+    training = run.training
+    if training.precision is Precision.FP16 and training.gpus_per_node == 0:
+        raise BadConfiguration(
+            "PrecisionUnsupported",
+            "CPUs do not train in FP16: write training.precision: FP32 (or BF16, where the CPU has instructions for "
+            "it).",
+        )
+    try:
+        engine.configuration(training, run.micro_batch_size)
+    except ValueError as error:
+        raise BadConfiguration("TrainingUnsupported", f"The training cannot be set up: {error}.") from error
+
+
+def _examples(run: TrainRun, context: StageContext, local: Path, split: Split) -> tuple[int, int]:
+    """Rows of a split that are laid out below `local`, and rows that are too long."""
+    context.progress.update(message=f"reading the {split} answers")
+    longest = run.training.hyperparameters.max_sequence_length
+    left_out = 0
+
+    def fitting() -> Iterator[AnswerRow]:
+        nonlocal left_out
+        for row in read_answers(context.workspace, run.answers, split):
+            if len(row.input_ids) > longest:
+                left_out += 1
+            elif row.targets:
+                yield row
+
+    try:
+        soft = run.training.objective.type is not ObjectiveType.CROSS_ENTROPY
+        rows = len(Examples.write(local / split, fitting(), signals=soft))
+    except ValueError as error:
+        raise BadConfiguration(
+            "SignalMissing", f"{error}: write generation.signal: TopK, or training.objective.type: CrossEntropy."
+        ) from error
+    context.log.info("%s: %d rows, %d left out as longer than %d tokens", split, rows, left_out, longest)
+    return rows, left_out
+
+
+def _newest(checkpoints: Checkpoints, context: StageContext) -> Checkpoint | None:
+    """The newest complete checkpoint. What was left incomplete is removed."""
+    complete = checkpoints.complete()
+    checkpoints.keep_only([each.state.step for each in complete])
+    if not complete:
+        return None
+    context.log.info("going on from the checkpoint of step %d", complete[-1].state.step)
+    return complete[-1]
+
+
+def _resume_folder(newest: Checkpoint | None, checkpoints: Checkpoints, world_size: int, local: Path) -> Path | None:
+    if newest is None or newest.state.finished:
+        return None
+    folder = checkpoints.fetch(newest.state.step)
+    return folder if newest.world_size == world_size else engine.reshaped(folder, local / "reshaped")
+
+
+def _outcome(work: RankWork, newest: Checkpoint | None, checkpoints: Checkpoints, context: StageContext) -> Outcome:
+    if newest is not None and newest.state.finished:
+        return Outcome(newest.state, 0.0, checkpoints.status(newest))
+    return run_together(work, work.run.training.world_size, context.stopping, _listener(context))
+
+
+def _listener(context: StageContext) -> Callable[[Any], None]:
+    """Puts what rank 0 tells on the board, and now and then into the log."""
+    said = 0.0
+
+    def hear(news: News) -> None:
+        nonlocal said
+        training = news.training
+        context.progress.update(
+            done=training.step, total=training.total_steps, unit="steps", message=news.message, training=training
+        )
+        if time.monotonic() - said > LOG_SECONDS:
+            said = time.monotonic()
+            context.log.info(
+                "step %d of %d, loss %s, validation loss %s, %s tokens/s",
+                training.step,
+                training.total_steps,
+                training.loss or "-",
+                training.validation_loss or "-",
+                training.tokens_per_second,
+            )
+
+    return hear
+
+
+def _best_step(state: TrainingState) -> int:
+    return state.step if state.best_step is None else state.best_step
+
+
+def _export(run: TrainRun, context: StageContext, start: Path, tokenizer: Path, checkpoint: Path) -> int:
+    """Make `<trained>/model` (and `adapter`) from a checkpoint; the student's parameters come back."""
+    model = load_model(start, torch.float32)
+    parameters = int(sum(weight.numel() for weight in model.parameters()))
+    if run.student.adapter is not None:
+        model = with_adapter(model, run.student.adapter, run.training.hyperparameters.seed)
+    export.fill(model, engine.weights(checkpoint))
+    for name in ("model", "adapter"):
+        context.workspace.remove(f"{run.folder}/{name}")
+    target = context.workspace.local_path(f"{run.folder}/model") or context.scratch / "export" / "model"
+    export.save(model, load_tokenizer(tokenizer), start, target)
+    if context.workspace.local_path("") is None:
+        context.workspace.put(target.parent, run.folder)
+    return parameters
+
+
+def _files(run: TrainRun, context: StageContext) -> dict[str, FileEntry]:
+    """What the manifest vouches for: all but the checkpoints."""
+    workspace = context.workspace
+    direct = workspace.local_path(run.folder)
+    root = direct or context.scratch / "export"
+    files: dict[str, FileEntry] = {}
+    for name in ("model", "adapter"):
+        if (root / name).is_dir():
+            files |= {f"{name}/{path}": file for path, file in entries_of(root / name).items()}
+    for name in (LOSSES, RECORD):
+        if workspace.exists(f"{run.folder}/{name}"):
+            files[name] = entry(workspace.read_bytes(f"{run.folder}/{name}"))
+    return files
+
+
+def _summary(outcome: Outcome, left_out: int) -> str:
+    state = outcome.state
+    held_out = (
+        "" if state.best_loss is None else f"; lowest held-out loss {state.best_loss:.4g} at step {state.best_step}"
+    )
+    long = f"; {left_out} rows were too long" if left_out else ""
+    return f"{state.step} steps, last loss {state.loss or 0.0:.4g}{held_out}{long}."
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
