@@ -99,17 +99,33 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def end_ids(tokenizer: Any, path: Path | None = None) -> list[int]:
-    """The tokens that end an answer, the chat template's own first.
+    """The tokens that end an answer, the one that the chat template writes after an answer first.
 
     `path` is a model's folder: what its `generation_config.json` lists is added.
     """
-    found = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    found = [*_template_end(tokenizer)]
+    if tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
     for name in ("generation_config.json", "config.json"):
         file = path / name if path is not None else None
         if file is not None and file.is_file():
             listed = json.loads(file.read_text()).get("eos_token_id")
             found += listed if isinstance(listed, list) else [listed] if isinstance(listed, int) else []
     return list(dict.fromkeys(found))
+
+
+def _template_end(tokenizer: Any) -> list[int]:
+    """The special token that the template writes right after an answer, if it writes one.
+
+    It need not be the tokenizer's end of text: some templates end a turn and a text differently, and a student that
+    learned the wrong one never stops.
+    """
+    if not tokenizer.chat_template:
+        return []
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    after = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition("Hello")[2]
+    ids = tokenizer.encode(after, add_special_tokens=False)
+    return [ids[0]] if ids and ids[0] in tokenizer.all_special_ids else []
 
 
 def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:

@@ -1,0 +1,111 @@
+"""One chat with the teacher: its questions as they stand in the row, its answers as the teacher gives them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubedistill_api.base import Task
+from kubedistill_api.generation import Filters
+from kubedistill_trainer.core.filters import Answer, Asked, Reject, problem
+from kubedistill_trainer.generation.plan import seed_of
+from kubedistill_trainer.store.rows import PromptRow
+from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the job wants of every answer."""
+
+    task: Task
+    filters: Filters
+    labels: Sequence[str]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why an answer may not train."""
+
+    reason: Reject
+    detail: str = ""
+
+
+@dataclass
+class Exchange:
+    """A chat under way. Recorded answers in the row mark turns; each is replaced by the teacher's own."""
+
+    row: PromptRow
+    sample: int
+    wanted: Wanted
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The chat so far, the teacher's answers in it."""
+    answers: list[Answered] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
+    """For each answer, how many messages of the history came before it."""
+    rejection: Rejection | None = None
+    _left: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._left = self.row.chat
+        self._go_on()
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Names the exchange within a job."""
+        return (self.row.row_id, self.sample)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all answers are there, or one was rejected."""
+        return self.rejection is not None or len(self.prompts) == len(self.answers)
+
+    def request(self) -> Request:
+        """The next answer that is wanted."""
+        turn = len(self.answers)
+        seed = seed_of(self.wanted.seed, self.row.row_id, self.sample, turn)
+        return Request(self.row.row_id, self.sample, turn, tuple(self.history), self.row.tool_list, seed)
+
+    def give(self, outcome: Outcome) -> None:
+        """Take what came back, and judge it: a chat is as good as its worst answer."""
+        if isinstance(outcome, Failed):
+            self.rejection = Rejection(Reject.REQUEST_FAILED, outcome.reason)
+            return
+        self.answers.append(outcome)
+        self.history.append({"role": "assistant", "content": outcome.text})
+        last = not self._left
+        self.rejection = self._judge(outcome, last)
+        if not last:
+            self._go_on()
+
+    def messages(self) -> str:
+        """The chat so far as JSON."""
+        return json.dumps(self.history, ensure_ascii=False)
+
+    def _go_on(self) -> None:
+        """Move messages into the history up to where the teacher answers next."""
+        while self._left and not _is_answer(self._left[0]):
+            self.history.append(self._left.pop(0))
+        if self._left:
+            self._left.pop(0)
+        self.prompts.append(len(self.history))
+
+    def _judge(self, outcome: Answered, last: bool) -> Rejection | None:
+        """Labels speak of the last answer; what makes an answer unusable speaks of all."""
+        asked = Asked(
+            task=self.wanted.task if last else Task.CONVERSATION,
+            filters=self.wanted.filters,
+            labels=self.wanted.labels,
+            label=(self.row.label or None) if last else None,
+        )
+        reason = problem(Answer(outcome.text, outcome.tokens, outcome.complete), asked)
+        if reason is None:
+            return None
+        detail = f"expected {self.row.label!r}" if reason is Reject.LABEL_MISMATCH else ""
+        return Rejection(reason, detail if last else f"answer {len(self.answers)} of the chat")
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant" and not message.get("tool_calls")

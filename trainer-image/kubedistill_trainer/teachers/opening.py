@@ -1,0 +1,77 @@
+"""Which teacher a run file asks for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubedistill_api.environment import TEACHER_API_KEY
+from kubedistill_api.run import Endpoint, GenerateRun
+from kubedistill_trainer.errors import BadConfiguration
+from kubedistill_trainer.models import end_ids, load_tokenizer
+from kubedistill_trainer.teachers.http import HttpTeacher, Server
+from kubedistill_trainer.teachers.protocol import Sampling, Teacher
+
+SERVED_CONCURRENCY = 128
+"""Requests under way at one vLLM, over all workers: enough to fill its batches."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A teacher, and the tokens that end its answers (none are known of an external one without a tokenizer)."""
+
+    teacher: Teacher
+    ends: tuple[int, ...]
+
+
+def open_teacher(run: GenerateRun, sampling: Sampling, tokenizer: Path | None, model: Path | None) -> Opened:
+    """The teacher of a run: a batch engine with the model at `model`, or a client of the run's endpoint.
+
+    Raises:
+        BadConfiguration: there is neither an engine nor an endpoint.
+        NotFound: the model cannot be loaded.
+    """
+    spec = run.teacher
+    if spec.batch is not None and model is not None:
+        from kubedistill_trainer.teachers.transformers import TransformersTeacher
+
+        opened = TransformersTeacher.load(model, spec.batch.precision, sampling, spec.batch.batch_size)
+        return Opened(opened, tuple(opened.ends))
+    tokens: Any = load_tokenizer(tokenizer) if tokenizer is not None else None
+    ends = tuple(end_ids(tokens, tokenizer)) if tokens is not None else ()
+    return Opened(HttpTeacher(server_of(run), sampling, tokens, ends), ends)
+
+
+def server_of(run: GenerateRun) -> Server:
+    """Where the teacher of a run answers. Limits of an external one are shared evenly by the workers."""
+    external, serving = run.teacher.external, run.teacher.serving
+    endpoint = run.endpoint or (Endpoint(url=external.url, model=external.model) if external is not None else None)
+    if endpoint is None:
+        raise BadConfiguration("NoEndpoint", f"The run file does not say where teacher {run.teacher.name} answers.")
+    key = os.environ.get(TEACHER_API_KEY, "")
+    if external is not None:
+        return Server(
+            url=endpoint.url,
+            model=endpoint.model,
+            api_key=key,
+            concurrency=max(1, external.max_concurrency // run.workers),
+            requests_per_minute=_part(external.requests_per_minute, run.workers),
+            tokens_per_minute=_part(external.tokens_per_minute, run.workers),
+        )
+    replicas = serving.replicas if serving is not None else 1
+    patience = float(serving.idle_timeout_seconds) if serving is not None else 600.0
+    return Server(
+        url=endpoint.url,
+        model=endpoint.model,
+        api_key=key,
+        token_ids=True,
+        concurrency=max(8, SERVED_CONCURRENCY * replicas // run.workers),
+        request_seconds=max(60.0, patience),
+        patience_seconds=patience,
+    )
+
+
+def _part(limit: int | None, workers: int) -> float | None:
+    return limit / workers if limit is not None else None
