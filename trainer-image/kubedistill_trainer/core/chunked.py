@@ -59,8 +59,9 @@ def chunked_loss(
     _check_ids(supervision, head.vocabulary)
     gradients = _Gradients.wanted(hidden_NH, head)
     total = LossSum(_zero(hidden_NH), 0)
+    product = _product_dtype(hidden_NH)
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
-        weight_VH = head.weight_VH.to(_product_dtype(hidden_NH))
+        weight_VH = head.weight_VH.to(product)
         for rows in _chunks(len(hidden_NH), head, hidden_NH, chunk_bytes):
             hidden_nH = hidden_NH[rows].to(weight_VH.dtype)
             projected = _project(hidden_nH, weight_VH, head, supervision[rows])
@@ -79,8 +80,9 @@ def chunked_loss(
 def student_view(hidden_NH: Tensor, head: Head, supervision: Supervision, *, chunk_bytes: int = CHUNK_BYTES) -> View:
     """The student's logprobs in the classes of the supervision, and its own first choice. For evaluation."""
     _check_ids(supervision, head.vocabulary)
+    product = _product_dtype(hidden_NH)
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        weight_VH = head.weight_VH.to(_product_dtype(hidden_NH))
+        weight_VH = head.weight_VH.to(product)
         chunks = [
             _project(hidden_NH[rows].to(weight_VH.dtype), weight_VH, head, supervision[rows])
             for rows in _chunks(len(hidden_NH), head, hidden_NH, chunk_bytes)

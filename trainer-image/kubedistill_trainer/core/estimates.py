@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kubedistill_api.training import Precision
+from kubedistill_trainer.core.chunked import CHUNK_BYTES
+from kubedistill_trainer.core.pruning import decoder_layers
 
 GIB = 2**30
 RUNTIME_BYTES = 2 * GIB
@@ -36,8 +38,6 @@ class ModelShape:
     @classmethod
     def of(cls, model: Any) -> ModelShape:
         """Of a causal language model from transformers; one on the `meta` device costs no memory."""
-        from kubedistill_trainer.core.pruning import decoder_layers
-
         config = model.config.get_text_config()
         heads = config.num_attention_heads
         return cls(
@@ -132,6 +132,4 @@ def training_gpu_hours(shape: ModelShape, tokens: int, *, gradient_checkpointing
 
 def _loss_bytes(shape: ModelShape) -> int:
     """The logits of one chunk and the float32 gradient of the head: all that depends on the vocabulary."""
-    from kubedistill_trainer.core.chunked import CHUNK_BYTES
-
     return CHUNK_BYTES + 4 * shape.vocabulary * shape.hidden

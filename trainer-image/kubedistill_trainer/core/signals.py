@@ -7,7 +7,8 @@ loss is a few lines over `[N, K]` tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -181,17 +182,10 @@ def top_k(logits_NV: Tensor, target_ids_N: Tensor, k: int) -> TopK:
     )
 
 
-def tail_logprob(logprobs: Sequence[float]) -> float:
-    """The logarithm of the mass that a server's K logprobs leave over, in float64 and never below LOGPROB_FLOOR.
+def tail_logprob(logprobs: Iterable[float]) -> float:
+    """The logarithm of the mass that a server's K logprobs leave over; never below LOGPROB_FLOOR.
 
     Servers round: the K probabilities may sum to one or a hair more. Then the tail is empty, not negative.
     """
-    values = torch.tensor(list(logprobs), dtype=torch.float64)
-    return max(float(log1mexp(values.logsumexp(-1))), LOGPROB_FLOOR) if len(values) else 0.0
-
-
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x <= 0, exact near both ends (Maechler 2012); -inf for x >= 0."""
-    below = x.clamp(max=-torch.finfo(x.dtype).tiny)
-    exact = torch.where(below > -0.6931471805599453, (-torch.expm1(below)).log(), torch.log1p(-below.exp()))
-    return torch.where(x < 0, exact, -torch.inf)
+    left = 1.0 - math.fsum(math.exp(logprob) for logprob in logprobs)
+    return max(math.log(left), LOGPROB_FLOOR) if left > 0 else LOGPROB_FLOOR
