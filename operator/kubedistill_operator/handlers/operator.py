@@ -110,6 +110,8 @@ class Operator:
                 clusterwide=not self._installation.namespaces,
                 namespaces=self._installation.namespaces,
                 standalone=True,
+                # Its own way of naming itself asks for the user's name, and ours has none.
+                identity=self._installation.lease.identity,
                 stop_flag=self._stop,
                 ready_flag=self._watching,
             )
