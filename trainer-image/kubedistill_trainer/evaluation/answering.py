@@ -39,16 +39,19 @@ def limit_for(reference_tokens: int, max_tokens: int) -> int:
 
 @torch.inference_mode()
 def answer(
-    model: Any, questions: Sequence[Question], end_ids: Sequence[int], tick: Callable[[int], None]
+    model: Any, questions: Sequence[Question], end_ids: Sequence[int], vocabulary: int, tick: Callable[[int], None]
 ) -> list[list[int]]:
     """The model's greedy answers in the order of the questions, as token ids without their end.
 
-    `tick` gets the number of questions answered since it was last called.
+    `vocabulary` is the tokenizer's size; rows that a model has beyond it are never chosen. `tick` gets the number of
+    questions answered since it was last called.
     """
     answers: list[list[int]] = [[] for _ in questions]
     for group in batches(questions):
         asked = [questions[index] for index in group]
-        new_BT = generate(model, [one.prompt_ids for one in asked], max(one.limit for one in asked), end_ids)
+        new_BT = generate(
+            model, [one.prompt_ids for one in asked], max(one.limit for one in asked), end_ids, vocabulary
+        )
         for index, question, row_T in zip(group, asked, new_BT.tolist(), strict=True):
             answers[index] = until_end(row_T[: question.limit], end_ids)
         tick(len(group))
@@ -70,7 +73,13 @@ def batches(questions: Sequence[Question]) -> Iterator[list[int]]:
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], limit: int, end_ids: Sequence[int], *, at_least: int = 0
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    limit: int,
+    end_ids: Sequence[int],
+    vocabulary: int,
+    *,
+    at_least: int = 0,
 ) -> Tensor:
     """Greedy continuations, [B, new tokens], filled with the first end after an answer's end; on the CPU."""
     longest = max(len(prompt) for prompt in prompts)
@@ -84,6 +93,7 @@ def generate(
         use_cache=True,
         eos_token_id=list(end_ids) or None,
         pad_token_id=filler,
+        suppress_tokens=list(range(vocabulary, model.get_output_embeddings().out_features)) or None,
     )
     out_BT: Tensor = model.generate(
         input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), generation_config=how

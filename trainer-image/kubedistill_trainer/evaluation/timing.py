@@ -19,13 +19,14 @@ def measure(
     prompts: Sequence[Sequence[int]],
     tokens: int,
     end_ids: Sequence[int],
+    vocabulary: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Speed:
     """Time greedy answers of exactly `tokens` new tokens. The first answer, which warms up, does not count."""
 
     def timed(batch: Sequence[Sequence[int]], length: int) -> float:
         begin = clock()
-        generate(model, batch, length, end_ids, at_least=length)
+        generate(model, batch, length, end_ids, vocabulary, at_least=length)
         return clock() - begin
 
     timed(prompts[:1], 2)
