@@ -99,7 +99,8 @@ else:
 
 
 def test_a_pod_reaches_another_through_a_service(kubectl: Callable[..., str], namespace: str) -> None:
-    serve = job(namespace, "serve", "import http.server; http.server.test(port=8080, bind='0.0.0.0')")
+    listing = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8080, bind='0.0.0.0')"
+    serve = job(namespace, "serve", listing)
     create(kubectl, serve)
     create(
         kubectl,

@@ -25,16 +25,21 @@ def apply(plane: ControlPlane) -> None:
 def corefile(plane: ControlPlane) -> str:
     """The configuration of CoreDNS, which runs as a process of the node. It knows the cluster and nothing else."""
     kubeconfig = plane.layout.configuration / "coredns.kubeconfig"
+    # Two blocks, because within one CoreDNS asks `template` before `kubernetes`, whatever the order here.
     return f"""\
-.:53 {{
+{DOMAIN}:53 in-addr.arpa:53 {{
     bind {NODE_ADDRESS}
     errors
     health 127.0.0.1:{plane.ports["coredns-health"]}
     ready 127.0.0.1:{plane.ports["coredns-ready"]}
-    kubernetes {DOMAIN} in-addr.arpa ip6.arpa {{
+    kubernetes {DOMAIN} in-addr.arpa {{
         kubeconfig {kubeconfig}
         ttl 5
     }}
+}}
+.:53 {{
+    bind {NODE_ADDRESS}
+    errors
     template ANY ANY . {{
         rcode NXDOMAIN
     }}

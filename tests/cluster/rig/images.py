@@ -132,7 +132,7 @@ def load_sandbox(layout: Layout) -> None:
         dockerfile = context / "Dockerfile"
         dockerfile.write_text('FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT ["/pause"]\n')
         recipe = Recipe(SANDBOX, dockerfile, context)
-        _buildah_build(recipe, context, recipe.inputs())
+        _buildah_build(recipe, context, recipe.inputs(), live=False)
     _stream_into_containerd(layout, SANDBOX)
 
 
@@ -181,14 +181,14 @@ def _buildah(*arguments: str) -> list[str]:
     return ["buildah", "--root", root, "--runroot", f"{root}/run", "--storage-driver", "overlay", *arguments]
 
 
-def _buildah_build(recipe: Recipe, context: Path, inputs: str) -> None:
+def _buildah_build(recipe: Recipe, context: Path, inputs: str, *, live: bool = True) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run(
             *_buildah("bud", "--isolation", "chroot", "--network", "host", "--layers", "--pull-never"),
             *(word for mount in _build_mounts(Path(folder)) for word in ("--volume", mount)),
             *(word for pair in recipe.build_args.items() for word in ("--build-arg", "=".join(pair))),
             *("--label", f"{INPUTS_LABEL}={inputs}", "--tag", recipe.tag, "--file", recipe.dockerfile, context),
-            live=True,
+            live=live,
         )
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from rig import binaries, processes
+from rig import binaries
 from rig.commands import run, succeeds
 from rig.control_plane import POD_RANGE, SERVICE_RANGE
 from rig.paths import Layout
@@ -52,7 +52,7 @@ def down(layout: Layout) -> None:
     for rule in _RULES:
         while succeeds("iptables", "-w", "-D", "FORWARD", *rule):
             pass
-    if _has_our_kube_proxy(layout):
+    if _has_had_kube_proxy(layout):
         succeeds(binaries.path("kube-proxy"), "--cleanup")
         for command in ("iptables", "ip6tables"):
             for table in _TABLES:
@@ -62,9 +62,9 @@ def down(layout: Layout) -> None:
         _FORWARDING.write_text(before.read_text())
 
 
-def _has_our_kube_proxy(layout: Layout) -> bool:
-    """KUBE chains are ours only if we started a kube-proxy: another Kubernetes may live on this machine."""
-    return processes.find(layout, "kube-proxy") is not None
+def _has_had_kube_proxy(layout: Layout) -> bool:
+    """KUBE chains are ours only if we ever configured a kube-proxy: another Kubernetes may live on this machine."""
+    return (layout.configuration / "kube-proxy.json").exists()
 
 
 def _remove_kubernetes_chains(command: str, table: str) -> None:

@@ -29,7 +29,6 @@ PACKAGES = {
     "conntrack": "conntrack",
     "socat": "socat",
 }
-_CGROUP = "kubedistill-rig"
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -49,7 +48,7 @@ def up(plane: ControlPlane) -> None:
     """Start what does not run yet and wait until the node is Ready and names resolve. Twice is harmless."""
     layout = plane.layout
     binaries.build_programs(binaries.NODE)
-    _make_cgroup()
+    _make_cgroup(layout)
     _start_containerd(layout)
     images.load_sandbox(layout)
     _start_kubelet(plane)
@@ -80,8 +79,9 @@ def down(layout: Layout) -> None:
         processes.stop(layout, name)
     for process in processes.scan(lambda line: str(layout.containerd_socket) in line):
         processes.end(process, grace_seconds=1)
-    _remove_cgroups()
+    _remove_cgroups(layout)
     _unmount_below(layout.root)
+    _remove_log_links(layout)
     network.down(layout)
 
 
@@ -178,6 +178,12 @@ netns_mounts_under_state_dir = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "overlayfs"
 
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+Root = "{layout.root}/runc"
+
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{network.CNI_PLUGINS}"
 conf_dir = "{layout.root}/cni"
@@ -208,7 +214,7 @@ def _kubelet_configuration(plane: ControlPlane) -> dict[str, Any]:
         "clusterDomain": DOMAIN,
         "resolvConf": "",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{_CGROUP}",
+        "cgroupRoot": f"/{plane.layout.root.name}",
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
         "failCgroupV1": False,
@@ -234,16 +240,16 @@ def _remove_pods(layout: Layout) -> None:
         succeeds(crictl, endpoint, "--timeout=60s", "rmp", "--all", "--force")
 
 
-def _cgroup_folders() -> list[Path]:
+def _cgroup_folders(layout: Layout) -> list[Path]:
     """The rig's own folder in each hierarchy of control groups (one of them in version 2)."""
     if (_CGROUPS / "cgroup.controllers").exists():
-        return [_CGROUPS / _CGROUP]
+        return [_CGROUPS / layout.root.name]
     hierarchies = (folder for folder in _CGROUPS.iterdir() if folder.is_dir() and not folder.is_symlink())
-    return [folder / _CGROUP for folder in hierarchies if (folder / "cgroup.procs").exists()]
+    return [folder / layout.root.name for folder in hierarchies if (folder / "cgroup.procs").exists()]
 
 
-def _make_cgroup() -> None:
-    for folder in _cgroup_folders():
+def _make_cgroup(layout: Layout) -> None:
+    for folder in _cgroup_folders(layout):
         folder.mkdir(exist_ok=True)
         for name in ("cpuset.cpus", "cpuset.mems"):
             # Version 1: a new cpuset is empty, and no process may enter an empty one.
@@ -251,9 +257,9 @@ def _make_cgroup() -> None:
                 (folder / name).write_text((folder.parent / name).read_text())
 
 
-def _remove_cgroups() -> None:
+def _remove_cgroups(layout: Layout) -> None:
     """Kill whatever still runs in the rig's control groups and remove them, leaves first."""
-    for root in _cgroup_folders():
+    for root in _cgroup_folders(layout):
         if not root.exists():
             continue
         for folder in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
@@ -274,6 +280,13 @@ def _empty_and_remove(folder: Path) -> None:
             time.sleep(processes.POLL_SECONDS)
         else:
             return
+
+
+def _remove_log_links(layout: Layout) -> None:
+    """The kubelet links each container's log from a folder that no setting moves."""
+    for link in Path("/var/log/containers").glob("*.log"):
+        if link.is_symlink() and link.readlink().is_relative_to(layout.root):
+            link.unlink()
 
 
 def _unmount_below(root: Path) -> None:

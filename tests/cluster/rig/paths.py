@@ -58,9 +58,10 @@ class Layout:
 
 
 def full() -> Layout:
-    """The one full rig of this machine."""
-    root = Path(os.environ.get("KUBEDISTILL_STATE") or "/var/lib/kubedistill-rig")
-    return Layout(root, REPOSITORY / ".kubedistill" / "kubeconfig")
+    """The one full rig of this machine; or, for who must have two, of this network namespace."""
+    if chosen := os.environ.get("KUBEDISTILL_STATE"):
+        return Layout(Path(chosen), Path(chosen) / "kubeconfig")
+    return Layout(Path("/var/lib/kubedistill-rig"), REPOSITORY / ".kubedistill" / "kubeconfig")
 
 
 def control_plane_only() -> Layout:
