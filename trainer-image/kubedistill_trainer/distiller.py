@@ -29,22 +29,19 @@ class Distiller(nn.Module):
         Raises ValueError if the model's head is more than a linear layer.
         """
         super().__init__()
-        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-        Head.of(plain, vocabulary)
+        Head.of(_plain(model), vocabulary)
         self.model = model
-        self.loss_head = LossHead(lambda: Head.of(plain, vocabulary), loss)
-        self._decoder: Callable[..., Any] = plain.get_decoder()
+        self.loss_head = LossHead(lambda: Head.of(_plain(model), vocabulary), loss)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss summed over the batch's targets, and its unweighted terms, detached."""
-        hidden_BTH = self._decoder(**batch.model_inputs()).last_hidden_state
+        hidden_BTH = _plain(self.model).get_decoder()(**batch.model_inputs()).last_hidden_state
         return self.loss_head(batch.counted(hidden_BTH), batch.supervision)  # type: ignore[no-any-return]
 
     @property
     def head_weights(self) -> list[nn.Parameter]:
         """The model's weights that the loss reads outside of their own module."""
-        plain: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return list(plain.get_output_embeddings().parameters())
+        return list(_plain(self.model).get_output_embeddings().parameters())
 
 
 class LossHead(nn.Module):
@@ -58,3 +55,8 @@ class LossHead(nn.Module):
     def forward(self, hidden_NH: Tensor, supervision: Supervision) -> tuple[Tensor, dict[str, Tensor]]:
         loss = chunked_loss(hidden_NH, self._head(), supervision, self._loss)
         return loss.total, dict(loss.parts)
+
+
+def _plain(model: Any) -> Any:
+    """The model inside its adapters' wrapper; the adapters stay in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -207,10 +207,19 @@ class Engine:
         torch.distributed.barrier()
 
     def _load(self, folder: Path) -> None:
+        """What is set anew afterwards, ZeRO-3's loader for another world size gets wrong: it gives one `step` tensor to
+        all groups, which then count it up together, and the first group's weight decay to all.
+        """
+        basic = self._engine.basic_optimizer
+        decays = [group["weight_decay"] for group in basic.param_groups]
         with _quiet():
             found, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._partial)
         if found is None:
             raise RuntimeError(f"DeepSpeed finds nothing to load in {folder}")
+        for group, decay in zip(basic.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in basic.state.values():
+            state["step"] = state["step"].clone()
 
     def _loss(self, batch: MicroBatch) -> LossSum:
         total, parts = self._engine(batch.to(self.place.device))

@@ -172,7 +172,7 @@ def a_run(teacher: Path) -> Callable[..., TrainRun]:
             "task": "Conversation",
             "student": {"prunedFrom": {"teacher": "toy", "layers": 2}},
             "teachers": [{"name": "toy", "model": {"uri": teacher.as_uri()}, "batch": {"gpus": 0}}],
-            "generation": {"signal": "TopK", "topK": K},
+            "generation": {"signal": "TopK", "topK": K, "tail": "Bucket"},
             "training": training,
             "microBatchSize": 2,
             "prepared": "prepared",

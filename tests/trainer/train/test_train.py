@@ -17,7 +17,11 @@ from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.stages import train
 from kubedistill_trainer.store import manifests
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # DeepSpeed's, when it first meets ZeRO
+    pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning"),  # DeepSpeed's ZeRO-3
+]
 
 
 def test_a_pruned_student_learns_and_its_export_is_what_was_trained(trained: Callable[..., Any], teacher: Path) -> None:
@@ -78,7 +82,7 @@ def test_the_manifest_vouches_for_model_record_and_losses(trained: Callable[...,
     [
         pytest.param({"student": {"prunedFrom": None, "model": None}}, id="given model"),
         pytest.param({"training": {"objective": {"type": "CrossEntropy"}}}, id="cross-entropy"),
-        pytest.param({"generation": {"tail": "Bucket"}}, id="bucket"),
+        pytest.param({"generation": {"tail": "Sampled"}}, id="sampled tail"),
         pytest.param({"training": {"hyperparameters": {"packing": False}}}, id="padded"),
         pytest.param({"training": {"gradientCheckpointing": True}}, id="gradient checkpointing"),
         pytest.param({"training": {"precision": "BF16"}}, id="autocast"),
@@ -173,12 +177,6 @@ def test_adapters_are_exported_merged_and_alone(trained: Callable[..., Any], tea
             {"student": {"prunedFrom": {"layers": 4}}}, BadConfiguration, "NothingToPrune", id="nothing to prune"
         ),
         pytest.param(
-            {"training": {"hyperparameters": {"learningRate": 1.0, "gradientClipping": 1000}}, "student": {}},
-            BadConfiguration,
-            "LossNotFinite",
-            id="diverges",
-        ),
-        pytest.param(
             {"student": {"adapter": {"targetModules": ["nowhere"]}}},
             BadConfiguration,
             "AdapterModulesUnknown",
@@ -193,6 +191,18 @@ def test_what_cannot_be_trained_is_refused_with_a_sentence(
         trained(**changes)
     assert raised.value.reason == reason  # type: ignore[attr-defined]
     assert str(raised.value).endswith(".")
+
+
+def test_a_loss_that_is_no_number_ends_the_training_before_it_is_saved(
+    trained: Callable[..., Any], teacher: Path, tmp_path: Path
+) -> None:
+    broken = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[:] = torch.nan
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(BadConfiguration, match="became nan at step 1"):
+        trained(student={"prunedFrom": None, "model": {"uri": (tmp_path / "broken").as_uri()}})
+    assert not list((tmp_path / "workspace").rglob("checkpoint.json"))
 
 
 def test_progress_tells_steps_losses_and_the_last_checkpoint(
