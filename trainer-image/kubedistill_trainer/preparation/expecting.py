@@ -1,0 +1,67 @@
+"""What the job will take, from the rows and the models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kubedistill_api.job import DistillationJobSpec
+from kubedistill_api.status import Estimate
+from kubedistill_trainer.core import estimates
+from kubedistill_trainer.core.estimates import TrainingPlan
+from kubedistill_trainer.preparation.looking import Look
+
+
+def estimate(
+    spec: DistillationJobSpec, student: Look, teachers: dict[str, Look], train_tokens: Sequence[int], held_out: int
+) -> Estimate:
+    """Rows, tokens, memory and GPU-hours. `train_tokens` has each training prompt's length."""
+    rows = len(train_tokens)
+    tokens = estimates.tokens_to_generate(
+        rows + held_out, spec.generation.samples_per_prompt, spec.generation.max_tokens
+    )
+    shape = student.shape
+    if spec.student.pruned_from is not None:
+        shape = shape.pruned(spec.student.pruned_from.layers)
+    training = spec.training
+    plan = TrainingPlan(
+        world_size=training.world_size,
+        zero_stage=training.deepspeed.zero_stage,
+        precision=training.precision,
+        micro_batch=training.hyperparameters.micro_batch_size,
+        sequence_length=training.hyperparameters.max_sequence_length,
+        gradient_checkpointing=training.gradient_checkpointing,
+        offload_optimizer=training.deepspeed.offload_optimizer,
+        offload_parameters=training.deepspeed.offload_parameters,
+    )
+    seen = (sum(train_tokens) + rows * spec.generation.max_tokens) * training.hyperparameters.epochs
+    hours = 0.0
+    if training.gpus_per_node:
+        hours += estimates.training_gpu_hours(shape, seen, gradient_checkpointing=training.gradient_checkpointing)
+    hours += sum(_teaching_hours(spec, name, look, tokens) for name, look in teachers.items())
+    return Estimate(
+        rows=rows,
+        validation_rows=held_out,
+        tokens_to_generate=tokens,
+        teacher_memory_bytes=max((_teacher_bytes(spec, name, look) for name, look in teachers.items()), default=0),
+        student_memory_bytes=estimates.student_bytes(shape, plan),
+        gpu_hours=f"{hours:.3g}",
+    )
+
+
+def _gpus(spec: DistillationJobSpec, name: str) -> int:
+    teacher = spec.teacher(name)
+    if teacher.serving is not None:
+        return teacher.serving.gpus_per_node * teacher.serving.nodes
+    return teacher.batch.gpus if teacher.batch is not None else 0
+
+
+def _teaching_hours(spec: DistillationJobSpec, name: str, look: Look, tokens: int) -> float:
+    share = spec.teacher(name).weight / sum(teacher.weight for teacher in spec.teachers)
+    return estimates.generation_gpu_hours(look.shape, round(tokens * share)) if _gpus(spec, name) else 0.0
+
+
+def _teacher_bytes(spec: DistillationJobSpec, name: str, look: Look) -> int:
+    serving = spec.teacher(name).serving
+    context = (serving.max_model_len if serving else None) or look.positions or 4096
+    per_parameter = look.size_bytes / max(1, look.shape.parameters)
+    return estimates.teacher_bytes(look.shape, context, max(1, _gpus(spec, name)), per_parameter)

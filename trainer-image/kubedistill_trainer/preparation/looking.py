@@ -1,0 +1,155 @@
+"""What can be known of models without their weights: shape, size, tokenizer, chat template, revision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubedistill_api.identity import digest
+from kubedistill_api.job import DistillationJobSpec
+from kubedistill_api.status import ResolvedModel
+from kubedistill_api.teachers import ModelRef
+from kubedistill_trainer.core.estimates import ModelShape
+from kubedistill_trainer.errors import BadConfiguration, NotFound
+from kubedistill_trainer.models import WEIGHT_SUFFIXES, end_ids, fetch_model, load_tokenizer, tokenizer_digest
+from kubedistill_trainer.runtime import StageContext
+from kubedistill_trainer.store.workspace import Workspace
+
+LOADABLE = (".safetensors", ".bin")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One model, looked at."""
+
+    role: str
+    """`teacher:<name>` or `student`."""
+    ref: ModelRef
+    folder: Path
+    shape: ModelShape
+    positions: int | None
+    """Tokens of context that the model was made for; None: it does not say."""
+    size_bytes: int
+    """Of its weights."""
+    tokenizer: Any
+
+    @property
+    def resolved(self) -> ResolvedModel:
+        """For the status."""
+        return ResolvedModel(
+            role=self.role,
+            uri=self.ref.uri,
+            revision=_revision(self.ref, self.folder),
+            parameters=self.shape.parameters,
+            size_bytes=self.size_bytes,
+        )
+
+
+def look(role: str, ref: ModelRef, context: StageContext) -> Look:
+    """Look at a model.
+
+    Raises:
+        NotFound: it is not there, has no weights, or has an architecture that transformers does not know.
+        Transient: its store is away.
+    """
+    folder = fetch_model(ref, context, weights=False)
+    config = _config(ref, folder)
+    shape = _shape(ref, config)
+    return Look(
+        role=role,
+        ref=ref,
+        folder=folder,
+        shape=shape,
+        positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+        size_bytes=_size(ref, shape),
+        tokenizer=load_tokenizer(folder),
+    )
+
+
+def settle_templates(spec: DistillationJobSpec, student: Look, teachers: dict[str, Look]) -> list[str]:
+    """Give the student a chat template if it has none, and check that all end an answer somehow; notes come back.
+
+    Raises:
+        BadConfiguration: no template can be had, or nothing ends an answer.
+    """
+    notes = []
+    if not student.tokenizer.chat_template:
+        lender = next((t for t in teachers.values() if t.tokenizer.chat_template and same_tokens(t, student)), None)
+        if lender is None:
+            raise BadConfiguration(
+                "ChatTemplateMissing",
+                f"{student.ref.uri} has no chat template, and no teacher with the same tokens has one to lend: use an "
+                "instruction-tuned student, or put a chat_template.jinja into the model's folder.",
+            )
+        student.tokenizer.chat_template = lender.tokenizer.chat_template
+        notes.append(f"The student has no chat template; that of {lender.role} is trained.")
+    for one in (student, *teachers.values()):
+        if not one.tokenizer.chat_template:
+            raise BadConfiguration("ChatTemplateMissing", f"{one.ref.uri} has no chat template: it cannot be asked.")
+        if not end_ids(one.tokenizer, one.folder):
+            raise BadConfiguration("EndTokenMissing", f"{one.ref.uri} has no end token: its answers would not stop.")
+    return notes
+
+
+def check_tokens(student: Look, teachers: dict[str, Look]) -> None:
+    """Teacher and student must share one token-to-id map, or stored scores mean other tokens to the student.
+
+    Raises:
+        BadConfiguration: they do not; the first difference is named.
+    """
+    for name, teacher in teachers.items():
+        if same_tokens(teacher, student):
+            continue
+        ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+        token = next((t for t in theirs if ours.get(t) != theirs[t]), None) or next(t for t in ours if t not in theirs)
+        raise BadConfiguration(
+            "TokenizersDiffer",
+            f"signal: TopK needs one tokenizer, but the token {token!r} is {theirs.get(token)} to teacher {name} and "
+            f"{ours.get(token)} to the student: choose a student of the teacher's family, or write signal: Text.",
+        )
+
+
+def same_tokens(one: Look, other: Look) -> bool:
+    """Whether equal ids mean equal tokens; sizes alone do not tell."""
+    return tokenizer_digest(one.tokenizer) == tokenizer_digest(other.tokenizer)
+
+
+def _config(ref: ModelRef, folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise NotFound("ModelUnreadable", f"The configuration of {ref.uri} cannot be read: {text}.") from error
+
+
+def _shape(ref: ModelRef, config: Any) -> ModelShape:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return ModelShape.of(AutoModelForCausalLM.from_config(config))
+    except (ValueError, KeyError) as error:
+        raise NotFound(
+            "ArchitectureUnknown",
+            f"{ref.uri} is a {config.model_type!r}, which this image's transformers cannot train: choose another "
+            "model, or an image with a newer transformers.",
+        ) from error
+
+
+def _size(ref: ModelRef, shape: ModelShape) -> int:
+    if ref.uri.startswith("hf://"):
+        return 2 * shape.parameters
+    weights = [file for file in Workspace.open(ref.uri).files("") if file.path.endswith(WEIGHT_SUFFIXES)]
+    if not any(file.path.endswith(LOADABLE) for file in weights):
+        raise NotFound("WeightsMissing", f"{ref.uri} has a config.json but no weights (*.safetensors) beside it.")
+    return sum(file.size for file in weights)
+
+
+def _revision(ref: ModelRef, folder: Path) -> str:
+    if ref.uri.startswith("hf://"):
+        return folder.name  # the hub's cache keeps a snapshot under its commit
+    return digest([[file.path, file.size, file.version] for file in Workspace.open(ref.uri).files("")])

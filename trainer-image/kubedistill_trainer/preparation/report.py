@@ -1,0 +1,47 @@
+"""The report of Prepare, for people: what was found in the data, and what is expected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from kubedistill_api.status import Estimate, ResolvedModel
+from kubedistill_trainer.preparation.choosing import Choice
+
+BROKEN_SHOWN = 50
+
+
+def render(
+    choice: Choice, lengths: Sequence[int], estimate: Estimate, models: Sequence[ResolvedModel], notes: Sequence[str]
+) -> str:
+    """Markdown. `lengths` are the tokens of the training prompts."""
+    left_out = [f"| left out: {reason} | {count} |" for reason, count in choice.dropped.items() if count]
+    labels = Counter(row.label for row in (*choice.train, *choice.valid) if row.label)
+    parts = [
+        "# Before the distillation\n",
+        "| Rows | |\n|---|---|",
+        f"| training prompts | {len(choice.train)} |\n| held-out prompts | {len(choice.valid)} |",
+        *left_out,
+        f"\nA prompt has {quantile(lengths, 0.5)} tokens in the middle, {quantile(lengths, 0.95)} at the 95th "
+        f"percentile, {max(lengths, default=0)} at most.\n",
+        "| Expected | |\n|---|---|",
+        f"| tokens to generate, at most | {estimate.tokens_to_generate:,} |",
+        f"| memory of each teacher device | {estimate.teacher_memory_bytes / 2**30:.1f} GiB |",
+        f"| memory of each training device | {estimate.student_memory_bytes / 2**30:.1f} GiB |",
+        f"| GPU-hours | {estimate.gpu_hours} |\n",
+        "| Model | Parameters | Revision |\n|---|---|---|",
+        *(f"| {m.role}: {m.uri} | {m.parameters:,} | {m.revision[:19]} |" for m in models),
+    ]
+    if labels and len(labels) <= 50:
+        parts += ["\n| Label | Rows |\n|---|---|", *(f"| {label} | {count} |" for label, count in labels.most_common())]
+    if notes:
+        parts += ["\n## Notes\n", *(f"- {note}" for note in notes)]
+    if choice.broken:
+        parts += ["\n## Broken rows\n", *(f"- {line}" for line in choice.broken[:BROKEN_SHOWN])]
+    return "\n".join(parts) + "\n"
+
+
+def quantile(lengths: Sequence[int], share: float) -> int:
+    """The length below which this share of the prompts lies."""
+    ordered = sorted(lengths)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0

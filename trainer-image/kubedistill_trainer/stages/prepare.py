@@ -1,0 +1,293 @@
+"""Prepare: everything that can be known before anything dear starts.
+
+<prepared>/train.parquet, valid.parquet   see store.rows
+<prepared>/tokenizer/, teachers/<name>/   tokenizers, with the chat templates that are used
+<prepared>/report.md                      for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kubedistill_api.base import Stage
+from kubedistill_api.digests import generate_digest
+from kubedistill_api.environment import TEACHER_API_KEY
+from kubedistill_api.generation import Signal
+from kubedistill_api.identity import StageKey, digest, stage_folder
+from kubedistill_api.job import DistillationJobSpec
+from kubedistill_api.results import GenerateResult, PrepareResult
+from kubedistill_api.run import PrepareRun
+from kubedistill_api.teachers import ModelRef
+from kubedistill_api.training import OWNED_DEEPSPEED_KEYS
+from kubedistill_trainer.core.rows import Row
+from kubedistill_trainer.errors import BadConfiguration
+from kubedistill_trainer.models import tokenizer_digest
+from kubedistill_trainer.preparation import choosing, files, looking, report
+from kubedistill_trainer.preparation.choosing import Choice
+from kubedistill_trainer.preparation.expecting import estimate
+from kubedistill_trainer.preparation.looking import Look
+from kubedistill_trainer.runtime import StageContext
+from kubedistill_trainer.store import artifacts, manifests
+from kubedistill_trainer.store.manifests import FileEntry, Manifest, entry
+from kubedistill_trainer.store.rows import TEACHERS, TOKENIZER, PromptRow, to_parquet
+from kubedistill_trainer.store.workspace import Workspace
+from kubedistill_trainer.teachers.http import Server, check_server
+
+WARNINGS = 5
+"""Sentences that go into the result; the report has all."""
+
+
+def run(run: PrepareRun, context: StageContext) -> PrepareResult:
+    """Prepare the job.
+
+    1. Refuse what the image cannot do. 2. Read the data whole. 3. Choose rows and split them. 4. Look at the models.
+    5. Leave out what is too long. 6. Estimate. 7. Try the output and external teachers. 8. Commit, and say which
+    answers are there already.
+
+    Raises:
+        BadConfiguration, BadData, NotFound: with a sentence that says what to write instead.
+        Transient: a store, a hub or a teacher does not answer now.
+    """
+    spec = run.spec
+    _refuse(spec)
+    context.progress.update(message="reading the data", total=5, unit="checks")
+    train = files.read(spec.data.train.uri)
+    valid = files.read(spec.data.validation.uri) if spec.data.validation else None
+    choice = choosing.choose(spec.data, spec.task, train.rows, valid.rows if valid else None)
+    context.progress.update(done=1, message="looking at the models")
+    student, teachers = _looks(spec, context)
+    notes = train.notes + (valid.notes if valid else []) + looking.settle_templates(spec, student, teachers)
+    if spec.generation.signal is Signal.TOP_K:
+        looking.check_tokens(student, teachers)
+    context.progress.update(done=2, message="measuring the prompts")
+    lengths = _Lengths(student)
+    choosing.fit(choice, lengths, _prompt_limit(spec, teachers))
+    notes += _specials(choice, student)
+    context.progress.update(done=3, message="trying the output and the teachers")
+    _try_output(run)
+    _try_external(spec)
+    context.progress.update(done=4, message="writing")
+    expected = estimate(spec, student, teachers, [lengths(row) for row in choice.train], len(choice.valid))
+    models = [look.resolved for look in (*teachers.values(), student)]
+    text = report.render(choice, [lengths(row) for row in choice.train], expected, models, notes)
+    output_digest = _digest(choice, student, teachers)
+    result = PrepareResult(
+        input_digest=run.input_digest,
+        output_digest=output_digest,
+        folder=run.folder,
+        message=f"{len(choice.train)} prompts to train on, {len(choice.valid)} held out.",
+        estimate=expected,
+        models=models,
+        dropped_rows=len(choice.broken),
+        warnings=_warnings(choice, notes),
+        answers=_ready_answers(run, output_digest, context.workspace),
+        report=f"{run.folder}/report.md",
+    )
+    committed = context.commit(
+        result,
+        _write(run.folder, choice, student, teachers, text, context),
+        {"inputs": {"train": train.fingerprint, "valid": valid.fingerprint if valid else []}},
+    )
+    assert isinstance(committed, PrepareResult)
+    context.progress.update(done=5, message="done")
+    return committed
+
+
+def unchanged(run: PrepareRun, context: StageContext, manifest: Manifest) -> bool:
+    """Whether the files are those that were read, and the answers that were found are still all there are."""
+    data = run.spec.data
+    if data.train.uri.startswith("https://"):
+        return False
+    now = {
+        "train": files.fingerprint(data.train.uri),
+        "valid": files.fingerprint(data.validation.uri) if data.validation else [],
+    }
+    if now != manifest.meta.get("inputs") or not isinstance(manifest.result, PrepareResult):
+        return False
+    return manifest.result.answers == _ready_answers(run, manifest.output_digest, context.workspace)
+
+
+class _Lengths:
+    """Tokens of a row's prompt as the student sees it; each row is measured once."""
+
+    def __init__(self, student: Look) -> None:
+        self._tokenizer = student.tokenizer
+        self._known: dict[str, int] = {}
+
+    def __call__(self, row: Row) -> int:
+        if row.row_id not in self._known:
+            ids = self._tokenizer.apply_chat_template(
+                [message.as_dict() for message in row.messages],
+                tools=[dict(tool) for tool in row.tools] or None,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+            )["input_ids"]
+            self._known[row.row_id] = len(ids)
+        return self._known[row.row_id]
+
+
+def _refuse(spec: DistillationJobSpec) -> None:
+    owned = sorted(set(spec.training.deepspeed.config) & set(OWNED_DEEPSPEED_KEYS))
+    if owned:
+        raise BadConfiguration(
+            "OwnedDeepSpeedKey",
+            f"training.deepspeed.config sets {', '.join(owned)}, which the spec's own fields write: use "
+            "training.hyperparameters, precision and deepspeed.zeroStage instead.",
+        )
+
+
+def _looks(spec: DistillationJobSpec, context: StageContext) -> tuple[Look, dict[str, Look]]:
+    teachers = {
+        teacher.name: looking.look(f"teacher:{teacher.name}", teacher.model, context)
+        for teacher in spec.teachers
+        if teacher.model is not None
+    }
+    pruned = spec.student.pruned_from
+    if pruned is None:
+        assert spec.student.model is not None, "a rule of the API"
+        return looking.look("student", spec.student.model, context), teachers
+    source = teachers[pruned.teacher]
+    if pruned.layers >= source.shape.layers:
+        raise BadConfiguration(
+            "TooManyLayers",
+            f"student.prunedFrom.layers is {pruned.layers}, but {source.ref.uri} has {source.shape.layers} layers: "
+            "write fewer.",
+        )
+    ref: ModelRef = source.ref
+    return looking.look("student", ref, context), teachers
+
+
+def _prompt_limit(spec: DistillationJobSpec, teachers: Mapping[str, Look]) -> int:
+    """Tokens that leave room for one token in the student and for a whole answer in every teacher.
+
+    Raises:
+        BadConfiguration: no prompt at all would leave that room.
+    """
+    limits = [spec.training.hyperparameters.max_sequence_length - 1]
+    for teacher in spec.teachers:
+        look = teachers.get(teacher.name)
+        asked = teacher.serving.max_model_len if teacher.serving else None
+        context = asked or (look.positions if look else None)
+        if look and look.positions and asked and asked > look.positions:
+            raise BadConfiguration(
+                "ContextTooLong",
+                f"serving.maxModelLen is {asked}, but {look.ref.uri} takes {look.positions} tokens: write that.",
+            )
+        if context is not None:
+            limits.append(context - spec.generation.max_tokens)
+    if min(limits) < 1:
+        raise BadConfiguration(
+            "NoRoomForPrompts",
+            f"generation.maxTokens is {spec.generation.max_tokens}, which leaves no room for a prompt in the teacher's "
+            "context: write a smaller maxTokens, or a larger serving.maxModelLen.",
+        )
+    return min(limits)
+
+
+def _specials(choice: Choice, student: Look) -> list[str]:
+    special = [token for token in student.tokenizer.all_special_tokens if len(token) > 2]
+    found = sum(
+        any(token in message.content for token in special for message in row.messages)
+        for row in (*choice.train, *choice.valid)
+    )
+    return (
+        [f"{found} rows have special tokens of the tokenizer in their text; check that this is meant."
+    return [note] if found else []
+    )
+
+
+def _try_output(run: PrepareRun) -> None:
+    """The output is free (or ours) and can be written to."""
+    output = Workspace.open(run.spec.output.uri)
+    problem = artifacts.objection(artifacts.look(output), artifacts.Owner.of(run.job), run.spec.output.overwrite)
+    if problem:
+        raise BadConfiguration(
+            "OutputTaken",
+            f"{run.spec.output.uri} cannot be written: {problem}. Write another output.uri, or overwrite: IfOwned.",
+        )
+    probe = f".kubedistill-probe-{run.job.uid}"
+    output.write_bytes(probe, b"")
+    output.remove(probe)
+
+
+def _try_external(spec: DistillationJobSpec) -> None:
+    for teacher in spec.teachers:
+        if teacher.external is not None:
+            key = os.environ.get(TEACHER_API_KEY, "")
+            check_server(Server(url=teacher.external.url, model=teacher.external.model, api_key=key))
+
+
+def _ready_answers(run: PrepareRun, prepared: str, workspace: Workspace) -> list[GenerateResult]:
+    ready = []
+    for teacher in run.spec.teachers:
+        wanted = generate_digest(run.spec, teacher.name, prepared, run.job.uid)
+        key = StageKey(Stage.GENERATE, teacher.name)
+        found = manifests.load(workspace, stage_folder(run.job.namespace, run.job.name, key, wanted))
+        if found is not None and found.input_digest == wanted and isinstance(found.result, GenerateResult):
+            ready.append(found.result)
+    return ready
+
+
+def _digest(choice: Choice, student: Look, teachers: Mapping[str, Look]) -> str:
+    """Of all that later stages read: rows in order, tokens and templates."""
+    return digest(
+        {
+            "rows": [[row.row_id for row in side] for side in (choice.train, choice.valid)],
+            "tokens": [tokenizer_digest(look.tokenizer) for look in (student, *teachers.values())],
+            "templates": [look.tokenizer.chat_template for look in (student, *teachers.values())],
+        }
+    )
+
+
+def _warnings(choice: Choice, notes: Sequence[str]) -> list[str]:
+    left_out = [f"{count} rows were left out: {reason}." for reason, count in choice.dropped.items() if count]
+    broken = [f"{choice.broken[0]}"] if choice.broken else []
+    return [*left_out, *broken, *notes][:WARNINGS]
+
+
+def _write(
+    folder: str, choice: Choice, student: Look, teachers: Mapping[str, Look], text: str, context: StageContext
+) -> dict[str, FileEntry]:
+    """Everything but the manifest; what was written, by path relative to the folder."""
+    written = {
+        "train.parquet": to_parquet([_stored(row) for row in choice.train]),
+        "valid.parquet": to_parquet([_stored(row) for row in choice.valid]),
+        "report.md": text.encode(),
+    }
+    for target, look in ((TOKENIZER, student), *((f"{TEACHERS}/{name}", look) for name, look in teachers.items())):
+        written |= {f"{target}/{name}": data for name, data in _tokenizer_files(look, context.scratch).items()}
+    for path, data in written.items():
+        context.workspace.write_bytes(f"{folder}/{path}", data)
+    return {path: entry(data) for path, data in written.items()}
+
+
+def _tokenizer_files(look: Look, scratch: Path) -> dict[str, bytes]:
+    """The tokenizer with its template, and the configurations that say how an answer ends."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        look.tokenizer.save_pretrained(name)
+        found = {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+    for extra in ("generation_config.json", "config.json"):
+        source = look.folder / extra
+        if source.is_file():
+            found[extra] = source.read_bytes()
+    return found
+
+
+def _stored(row: Row) -> PromptRow:
+    messages: list[dict[str, Any]] = [message.as_dict() for message in row.messages]
+    request = json.dumps([messages, [dict(tool) for tool in row.tools]], sort_keys=True, ensure_ascii=False)
+    return PromptRow(
+        row_id=row.row_id,
+        messages=json.dumps(messages, ensure_ascii=False),
+        label=row.label or "",
+        prompt_hash=hashlib.sha256(request.encode("utf-8", "surrogatepass")).hexdigest(),
+        tools=json.dumps([dict(tool) for tool in row.tools], ensure_ascii=False) if row.tools else "",
+    )
