@@ -205,9 +205,9 @@ def _generate(workspace: Workspace, teacher: Any, tokenizer: Any, signal: Signal
 
 def _results(workspace: Workspace) -> None:
     common = {"input_digest": "sha256:in", "output_digest": "sha256:out"}
-    models = [
-        ResolvedModel(role="teacher:toy", uri="file:///toy", revision="abc123", parameters=160_000, size_bytes=320_000)
-    ]
+    toy = ResolvedModel(
+        role="teacher:toy", uri="file:///toy", revision="abc123", parameters=160_000, size_bytes=320_000
+    )
     rejected = Ledger(accepted=24, rejected=2, top_reasons=[RejectReason(reason="Truncated", count=2)])
     for result in (
         PrepareResult(folder="prepared", estimate=Estimate(rows=12, validation_rows=12), models=[toy], **common),

@@ -115,15 +115,6 @@ def assert_whole_or_invisible(output: Workspace, scratch: Path) -> bool:
     return True
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
-    """An empty output: in a folder, and in a bucket of a real S3."""
-    if request.param == "folder":
-        return Workspace.open((tmp_path / "output").as_uri())
-    bucket: str = request.getfixturevalue("s3_bucket")
-    return Workspace.open(f"{bucket}/{tmp_path.name}/model")
-
-
 def test_what_is_published_is_listed_with_its_digests(output: Workspace, tmp_path: Path) -> None:
     staged = a_model(tmp_path / "staged")
     artifact = publish(output, staged, plan_of(staged), Overwrite.NEVER, tmp_path)
@@ -219,8 +210,16 @@ def test_two_jobs_that_publish_at_once_do_not_mix(output: Workspace, tmp_path: P
     # They finish between our look and our claim, so that we get the claim: looking again must tell.
     with pytest.raises(BadConfiguration, match="team/other"):
         publish(Slow(output, lambda *_: None), ours, plan_of(ours), Overwrite.NEVER, tmp_path)
-    assert look(output) == Found(their_plan.paths | {MANIFEST}, artifact=their_plan)
+    assert look(output) == Found(their_plan.paths | {MANIFEST}, artifact=their_plan, whole=True)
     assert assert_whole_or_invisible(output, tmp_path)
+
+
+def test_a_model_that_lost_a_file_since_is_made_whole_by_its_own_job(output: Workspace, tmp_path: Path) -> None:
+    staged = a_model(tmp_path / "staged")
+    publish(output, staged, plan_of(staged), Overwrite.NEVER, tmp_path)
+    output.write_bytes("config.json", b"")
+    publish(output, staged, plan_of(staged), Overwrite.NEVER, tmp_path)
+    assert look(output).whole
 
 
 @pytest.mark.parametrize("overwrite", list(Overwrite))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from kubedistill_trainer.core.gates import Compared
 from kubedistill_trainer.report import plots
@@ -58,7 +58,7 @@ def as_html(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """The same in Markdown, without plots and with the first samples only."""
-    return _environment(False).get_template("report.md.j2").render(report=report, card=report.card)
+    return template("report.md.j2").render(report=report, card=report.card)
 
 
 def bars(compared: Compared) -> list[Bar]:
@@ -98,6 +98,11 @@ def _reasons(report: Report) -> list[Bar]:
         return []
     most = max(reason.count for reason in report.ledger.top_reasons)
     return [Bar(r.reason, f"{r.count:,}", 100.0 * r.count / max(most, 1)) for r in report.ledger.top_reasons]
+
+
+def template(name: str) -> Template:
+    """A template of this package; what it is given is escaped if it is HTML."""
+    return _environment(html=".html" in name).get_template(name)
 
 
 @cache

@@ -11,7 +11,7 @@ import torch
 
 from kubedistill_api.evaluation import Compare, Metric
 from kubedistill_api.identity import digest
-from kubedistill_api.results import EvaluateResult
+from kubedistill_api.results import EvaluateResult, Success
 from kubedistill_api.run import EvaluateRun
 from kubedistill_api.status import GateOutcome
 from kubedistill_trainer.core.comparison import Measured, compare, teacher_reading
@@ -35,7 +35,7 @@ SHOWN = 60
 """Samples on the page; all of them are in samples.jsonl."""
 
 
-def run(run: EvaluateRun, context: StageContext) -> EvaluateResult:
+def run(run: EvaluateRun, context: StageContext) -> Success:
     """Measure, compare, judge, show.
 
     1. Gather what the stages before left: the teacher's held-out answers, results, the trained weights.
@@ -195,9 +195,7 @@ def write(
     return {name: entry(data) for name, data in contents.items()}
 
 
-def conclude(
-    run: EvaluateRun, card: Scorecard, files: Mapping[str, FileEntry], context: StageContext
-) -> EvaluateResult:
+def conclude(run: EvaluateRun, card: Scorecard, files: Mapping[str, FileEntry], context: StageContext) -> Success:
     """Refuse if a gate says so; else make the evaluation visible."""
     shown = scores(card.comparison, card.verdicts)
     failed = [verdict.sentence for verdict in card.verdicts if verdict.outcome is GateOutcome.FAILED]
@@ -214,8 +212,7 @@ def conclude(
         scores=shown,
         report=f"{run.folder}/report.html",
     )
-    context.commit(result, files)
-    return result
+    return context.commit(result, files)
 
 
 def sayer(context: StageContext) -> Callable[[str], None]:

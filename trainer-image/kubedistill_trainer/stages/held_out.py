@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubedistill_api.results import GenerateResult, PrepareResult, TrainResult
 from kubedistill_api.run import EvaluateRun
 from kubedistill_trainer.core.batching import Example
 from kubedistill_trainer.core.comparison import Measured, Yardstick, match
@@ -18,7 +17,7 @@ from kubedistill_trainer.models import load_tokenizer
 from kubedistill_trainer.report.content import Sample, Turn
 from kubedistill_trainer.report.lineage import Origin
 from kubedistill_trainer.runtime import StageContext
-from kubedistill_trainer.stages.history import result_of
+from kubedistill_trainer.stages.history import origin_of
 from kubedistill_trainer.store.examples import Examples
 from kubedistill_trainer.store.rows import fetch_tokenizer
 from kubedistill_trainer.store.shards import AnswerRow, read_answers
@@ -66,21 +65,6 @@ def examples_of(rows: Sequence[AnswerRow], folder: Path) -> list[Example]:
     """Answers as the losses take them, with the teacher's logprobs if all have them."""
     stored = Examples.write(folder, rows, signals=all(row.signal is not None for row in rows))
     return [stored[index] for index in range(len(stored))]
-
-
-def origin_of(run: EvaluateRun, context: StageContext) -> Origin:
-    """How the student came to be."""
-    return Origin(
-        spec_digest=run.job.spec_digest,
-        teachers=run.teachers,
-        student=run.student,
-        data=run.data,
-        generation=run.generation,
-        training=run.training,
-        prepare=result_of(context.workspace, run.prepared, PrepareResult),
-        generates=[result_of(context.workspace, folder, GenerateResult) for folder in run.answers],
-        train=result_of(context.workspace, run.trained, TrainResult),
-    )
 
 
 def chosen(rows: Sequence[AnswerRow], limit: int) -> list[AnswerRow]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kubedistill_api.identity import digest, short
-from kubedistill_api.results import ResultBase
+from kubedistill_api.results import GenerateResult, PrepareResult, ResultBase, TrainResult
+from kubedistill_api.run import EvaluateRun, PublishRun
 from kubedistill_trainer.errors import NotFound
 from kubedistill_trainer.report.content import Point
+from kubedistill_trainer.report.lineage import Origin
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.store import manifests
 from kubedistill_trainer.store.workspace import Workspace
@@ -29,6 +31,26 @@ def result_of(workspace: Workspace, folder: str, kind: type[ResultType]) -> Resu
         name = kind.__name__.removesuffix("Result")
         raise NotFound("StageOutputMissing", f"{workspace.uri(folder)} holds no finished {name}: run it first.")
     return manifest.result
+
+
+def origin_of(run: EvaluateRun | PublishRun, context: StageContext) -> Origin:
+    """How the student came to be.
+
+    Raises:
+        NotFound: a stage before has not finished.
+    """
+    asked = run.spec if isinstance(run, PublishRun) else run
+    return Origin(
+        spec_digest=run.job.spec_digest,
+        teachers=asked.teachers,
+        student=asked.student,
+        data=asked.data,
+        generation=asked.generation,
+        training=asked.training,
+        prepare=result_of(context.workspace, run.prepared, PrepareResult),
+        generates=[result_of(context.workspace, folder, GenerateResult) for folder in run.answers],
+        train=result_of(context.workspace, run.trained, TrainResult),
+    )
 
 
 def model_folder(trained: str, context: StageContext) -> Path:

@@ -12,7 +12,7 @@ touched.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -104,6 +104,8 @@ class Found:
     """All paths, marks included."""
     claim: Claim | None = None
     artifact: Artifact | None = None
+    whole: bool = False
+    """Every file of the artifact is there, in its size."""
 
     @property
     def marks(self) -> list[Mark]:
@@ -126,40 +128,52 @@ def look(output: Workspace) -> Found:
 
     A mark that cannot be read counts as somebody else's file.
     """
-    files = frozenset(output.list(""))
-    return Found(files, _read(output, CLAIM, Claim, files), _read(output, MANIFEST, Artifact, files))
+    sizes = {file.path: file.size for file in output.files("")}
+    files = frozenset(sizes)
+    artifact = _read(output, MANIFEST, Artifact, files)
+    whole = artifact is not None and all(sizes.get(path) == entry.size for path, entry in artifact.files.items())
+    return Found(files, _read(output, CLAIM, Claim, files), artifact, whole)
 
 
-def objection(found: Found, owner: Owner, overwrite: Overwrite, paths: frozenset[str] = frozenset()) -> str:
-    """Why this job must not write `paths` (relative to the output) here; empty if it may."""
+def objection(found: Found, owner: Owner, overwrite: Overwrite, plan: Artifact | None = None) -> str:
+    """Why this job must not publish `plan` here (None: it is not known yet what); empty if it may."""
     for mark in found.marks:
-        if isinstance(mark, Claim) and mark.owner.uid == owner.uid:
-            continue
+        if mark.owner.uid == owner.uid and (isinstance(mark, Claim) or (plan and mark == plan)):
+            continue  # an earlier attempt of our own, or the very same model, of which a file was lost since
         if overwrite is Overwrite.NEVER:
             return f"a model of job {mark.owner} is there already"
         if str(mark.owner) != str(owner):
             return f"it belongs to job {mark.owner}, and overwrite: IfOwned replaces only what {owner} published"
     if not found.marks and found.files:
         return f"it is not empty: {_some(found.files)} did not come from this job"
-    if strange := found.foreign & {*paths, CLAIM, MANIFEST}:
+    if strange := found.foreign & {*(plan.paths if plan else ()), CLAIM, MANIFEST}:
         return f"{_some(strange)} did not come from this job and would be replaced"
     return ""
 
 
-def publish(output: Workspace, staged: Path, plan: Artifact, overwrite: Overwrite, scratch: Path) -> Artifact:
+def publish(
+    output: Workspace,
+    staged: Path,
+    plan: Artifact,
+    overwrite: Overwrite,
+    scratch: Path,
+    tick: Callable[[int], None] = lambda _: None,
+) -> Artifact:
     """Put the files of `plan`, which lie below `staged`, at the output, and make them visible as one.
 
     1. Look: complete and ours already? Somebody else's? 2. Claim. 3. Withdraw what is replaced, its manifest first.
     4. Upload. 5. Read back and compare. 6. Write the manifest, remove the claim.
+
+    `tick` gets the bytes that were written or read back since it was last called, each file's twice in all.
 
     Raises:
         BadConfiguration: the output is not free.
         Transient: what was read back is not what was written.
     """
     found = look(output)
-    if found.artifact and (found.artifact.owner.uid, found.artifact.digest) == (plan.owner.uid, plan.digest):
+    if found.whole and found.artifact == plan:
         output.remove(CLAIM)
-        return found.artifact
+        return plan
     refuse_if_taken(output, found, plan, overwrite)
     found = _claim(output, found, plan, overwrite)
     output.remove(MANIFEST)
@@ -167,7 +181,8 @@ def publish(output: Workspace, staged: Path, plan: Artifact, overwrite: Overwrit
         output.remove(path)
     for path in sorted(plan.files):
         output.put(staged / path, path)
-    read_back(output, plan.files, scratch)
+        tick(plan.files[path].size)
+    read_back(output, plan.files, scratch, tick)
     output.write_bytes(MANIFEST, _json(plan))
     output.remove(CLAIM)
     return plan
@@ -175,7 +190,7 @@ def publish(output: Workspace, staged: Path, plan: Artifact, overwrite: Overwrit
 
 def refuse_if_taken(output: Workspace, found: Found, plan: Artifact, overwrite: Overwrite) -> None:
     """Raise BadConfiguration, with what lies in the way, if the output is not this job's to write."""
-    if why := objection(found, plan.owner, overwrite, plan.paths):
+    if why := objection(found, plan.owner, overwrite, plan):
         raise BadConfiguration(
             "OutputNotFree",
             f"Nothing was published to {output.root}: {why}. Write another output.uri, or empty that folder"
@@ -183,7 +198,9 @@ def refuse_if_taken(output: Workspace, found: Found, plan: Artifact, overwrite: 
         )
 
 
-def read_back(output: Workspace, files: Mapping[str, FileEntry], scratch: Path) -> None:
+def read_back(
+    output: Workspace, files: Mapping[str, FileEntry], scratch: Path, tick: Callable[[int], None] = lambda _: None
+) -> None:
     """Read every file from where it was put and compare size and digest.
 
     Raises:
@@ -197,6 +214,7 @@ def read_back(output: Workspace, files: Mapping[str, FileEntry], scratch: Path) 
                 f"{output.uri(path)} was written with {expected.size} bytes (sha256 {expected.sha256[:12]}) and read "
                 f"back with {seen.size} (sha256 {seen.sha256[:12]}); nothing was published, and it is tried again.",
             )
+        tick(seen.size)
 
 
 def _claim(output: Workspace, found: Found, plan: Artifact, overwrite: Overwrite) -> Found:
