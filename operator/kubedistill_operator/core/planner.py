@@ -13,7 +13,7 @@ from kubedistill_api.rules import Problem
 from kubedistill_api.run import Run
 from kubedistill_api.status import ConditionType, Failure, FailureClass, StageStatus, Status
 from kubedistill_operator.core import records
-from kubedistill_operator.core.checks import problems
+from kubedistill_operator.core.checks import problems, unreadable_uris
 from kubedistill_operator.core.conditions import Reason, with_condition
 from kubedistill_operator.core.leftovers import LIVE, leftovers
 from kubedistill_operator.core.outcomes import Broken, Done, Going, Remedy, outcome
@@ -42,7 +42,9 @@ def plan(job: DistillationJob, seen: Seen, now: datetime, settings: Settings) ->
     world = World(job, seen, now, settings)
     if job.status.finished and job.status.start_time is not None:
         return _after_the_end(world)
-    wrong = problems(job, settings) if job.status.start_time is None else []
+    # A job that was accepted goes on under a newer operator's stricter rules; what cannot be read is refused even so.
+    started = job.status.start_time is not None
+    wrong = list(unreadable_uris(job, settings)) if started else problems(job, settings)
     if wrong:
         return Plan(refuse(job.status, job.metadata.generation, wrong, now))
     decided = _decide(world, records.begun(job, now, settings))
