@@ -197,10 +197,8 @@ def _specials(choice: Choice, student: Look) -> list[str]:
         any(token in message.content for token in special for message in row.messages)
         for row in (*choice.train, *choice.valid)
     )
-    return (
-        [f"{found} rows have special tokens of the tokenizer in their text; check that this is meant."
+    note = f"{found} rows have special tokens of the tokenizer in their text; check that this is meant."
     return [note] if found else []
-    )
 
 
 def _try_output(run: PrepareRun) -> None:
