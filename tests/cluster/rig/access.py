@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rig import binaries
 from rig.errors import RigError
-from rig.paths import Layout
+from rig.paths import Layout, write_if_new
 
 
 def write_kubeconfig(layout: Layout, path: Path, server: str, user: str) -> None:
@@ -43,8 +43,7 @@ def write_kubeconfig(layout: Layout, path: Path, server: str, user: str) -> None
             }
         ],
     }
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(config, indent=1))  # JSON is YAML
+    write_if_new(path, json.dumps(config, indent=1))  # JSON is YAML
 
 
 def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None) -> str:

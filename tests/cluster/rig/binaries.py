@@ -118,11 +118,14 @@ def build_programs(programs: Iterable[str]) -> None:
 
 def build(modules: Iterable[Module] = MODULES) -> None:
     """Build each module unless its binaries are there, and link them into `<cache>/bin`."""
-    for module in modules:
-        if not module.is_built:
-            with _lock(module):
+    wanted = tuple(modules)
+    if not all(module.is_built for module in wanted):
+        with _lock():
+            for module in wanted:
                 if not module.is_built:
                     _build(module)
+            shutil.rmtree(_work(), ignore_errors=True)
+    for module in wanted:
         _link(module)
 
 
@@ -147,7 +150,7 @@ def _go_build(module: Module, package: str, target: Path) -> None:
     result = subprocess.run(
         ["nice", *command, package],
         cwd=module.source,
-        env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"},
+        env=_environment(),
         check=False,
         capture_output=True,
         text=True,
@@ -155,6 +158,18 @@ def _go_build(module: Module, package: str, target: Path) -> None:
     if result.returncode:
         raise RigError(f"go build {package} failed:\n{result.stderr.strip()[-4000:]}")
     unfinished.rename(target)
+
+
+def _work() -> Path:
+    """Sources and intermediate results, 15 GB of them, which nobody needs once the programs are there."""
+    return paths.cache() / "go-work"
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a build. Caches of Go that someone has chosen are used, and kept."""
+    ours = {"GOCACHE": str(_work() / "build"), "GOMODCACHE": str(_work() / "modules")}
+    flags = f"{os.environ.get('GOFLAGS', '')} -modcacherw".strip()
+    return {**ours, **os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": flags}
 
 
 def _link(module: Module) -> None:
@@ -169,10 +184,10 @@ def _link(module: Module) -> None:
 
 
 @contextmanager
-def _lock(module: Module) -> Iterator[None]:
-    """One builder at a time per module; a second one waits and finds the work done."""
+def _lock() -> Iterator[None]:
+    """One builder at a time; a second one waits and finds the work done."""
     folder = paths.cache() / "go"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{module.name}.lock").open("w") as handle:
+    with (folder / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -86,8 +86,7 @@ def down(layout: Layout) -> None:
 
 
 def _start_containerd(layout: Layout) -> None:
-    path = layout.configuration / "containerd.toml"
-    path.write_text(_containerd_configuration(layout))
+    path = layout.configure("containerd.toml", _containerd_configuration(layout))
     processes.start(layout, "containerd", ["containerd", f"--config={path}"])
     processes.wait_until(
         layout, "containerd", lambda: succeeds("ctr", f"--address={layout.containerd_socket}", "version")
@@ -95,8 +94,7 @@ def _start_containerd(layout: Layout) -> None:
 
 
 def _start_kubelet(plane: ControlPlane) -> None:
-    path = plane.layout.configuration / "kubelet.json"
-    path.write_text(json.dumps(_kubelet_configuration(plane), indent=1))
+    path = plane.layout.configure("kubelet.json", json.dumps(_kubelet_configuration(plane), indent=1))
     flags = [
         f"--config={path}",
         kubeconfig_flag(plane, "kubelet"),
@@ -123,16 +121,16 @@ def _start_kube_proxy(plane: ControlPlane) -> None:
         # Limits of the machine's connection table, and its processes' priorities, are not ours to change.
         "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         "oomScoreAdj": 0,
+        "nodePortAddresses": ["primary"],
+        "iptables": {"localhostNodePorts": False},
     }
-    path = plane.layout.configuration / "kube-proxy.json"
-    path.write_text(json.dumps(configuration, indent=1))
+    path = plane.layout.configure("kube-proxy.json", json.dumps(configuration, indent=1))
     processes.start(plane.layout, "kube-proxy", [binaries.path("kube-proxy"), f"--config={path}"])
 
 
 def _start_coredns(plane: ControlPlane) -> None:
     kubeconfig_flag(plane, "coredns")
-    path = plane.layout.configuration / "Corefile"
-    path.write_text(addons.corefile(plane))
+    path = plane.layout.configure("Corefile", addons.corefile(plane))
     processes.start(plane.layout, "coredns", [binaries.path("coredns"), "-conf", path])
     ready = f"http://127.0.0.1:{plane.ports['coredns-ready']}/ready"
     processes.wait_until(plane.layout, "coredns", lambda: access.answers(ready))

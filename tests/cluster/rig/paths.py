@@ -49,12 +49,25 @@ class Layout:
         """What the PersistentVolumes of the cluster hold."""
         return self.root / "volumes"
 
+    def configure(self, name: str, content: str) -> Path:
+        """Write a configuration file if it says something new: kube-proxy ends when its file is touched."""
+        path = self.configuration / name
+        write_if_new(path, content)
+        return path
+
     def make(self) -> None:
         """Create every folder; the certificates' one is for its owner's eyes only."""
         for folder in (self.root, self.configuration, self.logs, self.processes):
             folder.mkdir(parents=True, exist_ok=True)
         self.certificates.mkdir(mode=0o700, exist_ok=True)
         self.kubeconfig.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_if_new(path: Path, content: str) -> None:
+    """Write a file, readable by its owner only, unless it says just this already."""
+    path.touch(mode=0o600)
+    if path.read_text() != content:
+        path.write_text(content)
 
 
 def full() -> Layout:
