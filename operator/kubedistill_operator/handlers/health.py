@@ -39,10 +39,11 @@ class HealthServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Where it listens, by IPv4 where there is one."""
         if self._runner is None:
             raise RuntimeError("the server has not started")
-        port: int = self._runner.addresses[0][1]
+        # Two addresses, IPv4 and IPv6: where any port was asked for, each has one of its own.
+        port: int = min(self._runner.addresses, key=len)[1]
         return port
 
     async def stop(self) -> None:

@@ -61,7 +61,7 @@ class FencedLock(LeaseLock):  # type: ignore[misc]  # the client has no types he
     def __init__(self, lease: Lease, api_client: ApiClient, fence: Fence) -> None:
         super().__init__(lease.name, lease.namespace, lease.identity, api_client)
         self._fence = fence
-        self._patience_seconds = lease.seconds / 5
+        self._patience_seconds = lease.seconds / 3
 
     async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
         """The record, or the error that kept it from us."""

@@ -113,7 +113,7 @@ class Watchdog:
             page = await self._api.get(
                 path(kind, namespace), [*query, *([("continue", token)] if token else [])], accept=METADATA_LIST
             )
-            for item in page["items"]:
+            for item in page["items"] or ():  # An empty list of metadata comes as null.
                 yield item
             token = page["metadata"].get("continue", "")
             if not token:
