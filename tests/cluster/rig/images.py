@@ -104,6 +104,7 @@ def load(tag: str) -> None:
         return
     say(f"loading {tag}")
     _stream_into_containerd(layout, tag)
+    _remove_nameless(layout)
 
 
 def load_archive(archive: Path) -> None:
@@ -213,16 +214,28 @@ def _buildah_labels(tag: str) -> dict[str, str]:
     return labels or {}
 
 
+def _crictl(layout: Layout, *arguments: str) -> list[str]:
+    endpoint = f"unix://{layout.containerd_socket}"
+    return [str(binaries.path("crictl")), f"--image-endpoint={endpoint}", f"--runtime-endpoint={endpoint}", *arguments]
+
+
 def _loaded_labels(layout: Layout, tag: str) -> dict[str, str]:
     if not layout.containerd_socket.exists():
         return {}
-    endpoint = f"unix://{layout.containerd_socket}"
-    command = [str(binaries.path("crictl")), f"--image-endpoint={endpoint}", f"--runtime-endpoint={endpoint}"]
-    result = subprocess.run([*command, "inspecti", tag], check=False, capture_output=True, text=True)
+    result = subprocess.run(_crictl(layout, "inspecti", tag), check=False, capture_output=True, text=True)
     if result.returncode:
         return {}
     labels: dict[str, str] | None = json.loads(result.stdout)["info"]["imageSpec"]["config"].get("Labels")
     return labels or {}
+
+
+def _remove_nameless(layout: Layout) -> None:
+    """Remove the images whose tag has gone to a newer one: gigabytes each, and nobody can ask for them."""
+    known = json.loads(run(*_crictl(layout, "images", "--output=json")))["images"]
+    for image in known:
+        if not image["repoTags"] and not image["repoDigests"]:
+            # One that a container still runs is refused, and goes the next time.
+            succeeds(*_crictl(layout, "rmi", image["id"]))
 
 
 def _rig_labels(tag: str) -> dict[str, str]:
