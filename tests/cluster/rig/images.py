@@ -234,7 +234,7 @@ def _remove_nameless(layout: Layout) -> None:
     known = json.loads(run(*_crictl(layout, "images", "--output=json")))["images"]
     for image in known:
         if not image["repoTags"] and not image["repoDigests"]:
-            # One that a container still runs is refused, and goes the next time.
+            # A container that still runs one keeps its own snapshot of it.
             succeeds(*_crictl(layout, "rmi", image["id"]))
 
 
