@@ -111,16 +111,17 @@ def test_a_living_attempt_goes_on(state: JobState) -> None:
     assert isinstance(outcome(replace(JOB, state=state, pods=(pod(1),))), Going)
 
 
-def test_of_several_workers_the_one_that_saw_everything_speaks() -> None:
-    def result(digest: str) -> GenerateResult:
-        return GenerateResult(input_digest="i", output_digest=digest, folder="f", teacher="big", ledger=Ledger())
+def test_of_several_workers_the_one_that_saw_most_rows_speaks() -> None:
+    def result(accepted: int, digest: str) -> GenerateResult:
+        ledger = Ledger(accepted=accepted)
+        return GenerateResult(input_digest="i", output_digest=digest, folder="f", teacher="big", ledger=ledger)
 
-    pods = tuple(
-        SeenPod(name=f"p{i}", phase="Succeeded", exit_code=0, result=result(d)) for i, d in enumerate(("", "d", ""))
-    )
+    said = [result(3, "d"), result(9, "d"), result(6, "d"), result(99, "")]
+    pods = tuple(SeenPod(name="p", phase="Succeeded", exit_code=0, result=one) for one in said)
     found = outcome(replace(JOB, state=JobState.SUCCEEDED, pods=pods))
     assert isinstance(found, Done)
-    assert found.result.output_digest == "d"
+    assert isinstance(found.result, GenerateResult)
+    assert found.result.ledger.accepted == 9
 
 
 def test_a_success_that_nobody_read_is_asked_again() -> None:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from kubedistill_api.exits import Exit
-from kubedistill_api.results import CLASS_OF_EXIT, FailedResult, Success
+from kubedistill_api.results import CLASS_OF_EXIT, FailedResult, GenerateResult, Success
 from kubedistill_api.status import Failure, FailureClass
 from kubedistill_operator.core.conditions import Reason, shortened
 from kubedistill_operator.core.seen import JobState, SeenJob, SeenPod
@@ -65,9 +65,13 @@ def outcome(job: SeenJob) -> Outcome:
 
 
 def _result(job: SeenJob) -> Success | None:
-    """The result of a stage. Several workers end one by one; the one that found everything made has the digest."""
+    """The result of a stage. Of several workers of Generate, the one that ended last saw the most rows."""
     found = [p.result for p in job.pods if p.result is not None and not isinstance(p.result, FailedResult)]
-    return next((r for r in reversed(found) if r.output_digest), None)
+    return max((result for result in found if result.output_digest), key=_rows, default=None)
+
+
+def _rows(result: Success) -> int:
+    return result.ledger.accepted + result.ledger.rejected if isinstance(result, GenerateResult) else 0
 
 
 def _unread(job: SeenJob) -> Broken:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ def test_streamed_influence_equals_that_of_the_hidden_states_at_once(tiny_llama)
         for layer in model.model.layers:
             places = torch.arange(10)[None]
             states.append(layer(states[-1], position_embeddings=model.model.rotary_emb(states[-1], places)))
-    wanted = [block_influence(a, b)[count].mean().item() for a, b in zip(states, states[1:], strict=False)]
+    wanted = [block_influence(a, b)[count].mean().item() for a, b in pairwise(states)]
     assert influence.scores == pytest.approx(wanted, rel=1e-4)
 
 
@@ -74,8 +76,13 @@ def test_evenly_spaced_layers_reach_from_the_first_to_the_last(layers, keep, kep
     assert evenly_spaced(layers, keep) == kept
 
 
-@pytest.mark.parametrize("choose", [lambda keep: most_influential((1.0, 2.0), keep), lambda keep: evenly_spaced(2, keep)],
-                         ids=["most-influential", "evenly-spaced"])  # fmt: skip
+CHOICES = {
+    "most-influential": lambda keep: most_influential((1.0, 2.0), keep),
+    "evenly-spaced": lambda keep: evenly_spaced(2, keep),
+}
+
+
+@pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
 @pytest.mark.parametrize("keep", [0, 3])
 def test_a_number_of_layers_that_cannot_be_kept_is_an_error(choose, keep):
     with pytest.raises(ValueError, match=f"cannot keep {keep} of 2 layers"):

@@ -13,7 +13,9 @@ _LEAD_IN = re.compile(
     r"^(?:final |correct |predicted )?(?:answer|label|category|class|intent|topic|sentiment)\s*(?:is\b|[:=-])\s*"
 )
 _CHOICE_ALONE = re.compile(r"^\W*([A-Za-z])(?:\W*$|[).:\]]|\s*[\n-])")
-_CHOICE_NAMED = re.compile(r"\b(?:answer|option|choice)\b\W*(?:is\b)?\W*(?:option\b)?\W*([A-Z])\b")
+_CHOICE_NAMED = re.compile(
+    r"(?i:\b(?:answer|option|choice)\b\W*(?:is\b)?\W*(?:option\b)?\W*)(?:([A-Z])\b|(?<=\()([a-z])(?=\)))"
+)
 _NEGATED = re.compile(r"\b(?:not|neither|nor|never)\b|n't\b")
 _LONGEST_STATEMENT = 12  # words: "This message belongs to the category billing." is one, an essay is not
 
@@ -42,7 +44,7 @@ def agrees(text: str, reference: str, task: Task, labels: Sequence[str] = ()) ->
 def normalized(text: str) -> str:
     """Blind to case, spacing, Markdown emphasis and quotes, outer punctuation, and a lead-in such as "Answer:"."""
     plain = unicodedata.normalize("NFKC", text).casefold()
-    plain = " ".join(re.sub(r"[*_`\"“”]+", " ", plain).split())
+    plain = " ".join(re.sub(r"[*`\"“”]+", " ", plain).split())
     plain = _LEAD_IN.sub("", plain.strip(string.punctuation + " ").removeprefix("the "))
     return plain.strip(string.punctuation + " ")
 
@@ -70,5 +72,4 @@ def is_choice(reference: str) -> bool:
 def choice_in(text: str) -> str | None:
     """The letter that an answer chooses: "B", "(B) Paris", "The answer is B". None for "A dog barked"."""
     found = _CHOICE_ALONE.match(text.strip()) or _CHOICE_NAMED.search(text)
-    found = found or re.search(r"\b(?:answer|option|choice)\b\W*(?:is\b)?\W*\(([a-z])\)", text)
-    return found.group(1).upper() if found else None
+    return next(filter(None, found.groups())).upper() if found else None

@@ -171,4 +171,4 @@ def _repeats_throughout(words: Sequence[str], size: int = 4, least: int = 40) ->
 
 def _stutters(text: str) -> bool:
     """A piece of up to 12 letters, 10 times in a row. Rules and table borders (---, ...) are no stutter."""
-    return re.search(r"([^\W_][^\n]{0,11}?)\1{9,}", text) is not None
+    return re.search(r"([^\W\d_][^\n]{0,11}?)\1{9,}", text) is not None

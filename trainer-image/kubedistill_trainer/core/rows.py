@@ -13,7 +13,6 @@ import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 FIELDS = ("messages", "prompt", "system", "label", "completion", "tools")
@@ -105,8 +104,8 @@ def parse_row(raw: object, columns: Mapping[str, str] | None = None, system_prom
         chat.insert(0, Message("system", _text(fields["system"], "system")))
     elif system_prompt and not any(message.role in ("system", "developer") for message in chat):
         chat.insert(0, Message("system", system_prompt))
-    reference = chat.pop().content if chat and chat[-1].is_answer else None
     _check_order(chat)
+    reference = chat.pop().content if chat[-1].is_answer else None
     tools = () if fields["tools"] is None else tuple(_list(fields["tools"], "tools"))
     return Row(tuple(chat), _label(fields, reference), tools)
 
@@ -175,13 +174,11 @@ def _label(fields: Mapping[str, object], reference: str | None) -> str | None:
 def _check_order(chat: Sequence[Message]) -> None:
     if not any(message.role == "user" for message in chat):
         raise RowError("there is no user message: nothing asks the teacher")
-    if chat[-1].role not in ("user", "tool"):
-        raise RowError(f"the chat ends with a {chat[-1].role} message: nothing asks for an answer")
-    for before, after in pairwise(chat):
-        if before.is_answer and after.role == "assistant":
-            raise RowError("two assistant messages follow each other: nothing asks for the second")
-        if after.is_answer and before.role in ("system", "developer"):
-            raise RowError("an assistant message comes before any user message")
+    for number, message in enumerate(chat, start=1):
+        if message.is_answer and (number == 1 or chat[number - 2].role not in ("user", "tool")):
+            raise RowError(f"message {number} is an answer, but no user or tool message comes right before it")
+    if not chat[-1].is_answer and chat[-1].role not in ("user", "tool"):
+        raise RowError(f"the last message is of the role {chat[-1].role}: nothing asks for an answer")
 
 
 def _unknown_shape(raw: Mapping[str, Any], columns: Mapping[str, str]) -> str:

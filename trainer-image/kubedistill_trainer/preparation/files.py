@@ -153,7 +153,10 @@ def _line(place: str, line: bytes) -> RawRow:
         excerpt = error.doc[start : start + EXCERPT]
         return RawRow(place, error=f"column {error.colno}: this is not JSON ({error.msg}), near {excerpt!r}")
     except _TwinError as error:
-        return RawRow(place, error=f"column {line.decode().rfind(json.dumps(str(error))) + 1}: the key {error} twice")
+        return RawRow(
+            place,
+            error=f"column {line.decode().rfind(json.dumps(str(error))) + 1}: the key {str(error)!r} stands twice",
+        )
 
 
 class _TwinError(ValueError):

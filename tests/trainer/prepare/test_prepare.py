@@ -1,0 +1,221 @@
+"""Prepare: what is wrong ends with a sentence, what is sound is laid out for every later stage."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from teaching.work import context_of
+
+from kubedistill_api.documents import parse_job
+from kubedistill_api.results import FailedResult, GenerateResult, PrepareResult, Success
+from kubedistill_api.run import JobIdentity, PrepareRun
+from kubedistill_api.status import Ledger
+from kubedistill_trainer import runtime
+from kubedistill_trainer.stages import prepare
+from kubedistill_trainer.store import manifests
+from kubedistill_trainer.store.rows import read_prompts
+from kubedistill_trainer.store.workspace import Workspace
+
+LINES = [{"prompt": f"How do I do thing number {number}?"} for number in range(40)]
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture
+def tried(tmp_path: Path, tiny_folder: Path) -> Callable[..., Success | FailedResult]:
+    """Runs Prepare on these bytes, with these changes to an ordinary spec."""
+
+    def run(content: bytes | None = jsonl(LINES), /, **changes: Any) -> Success | FailedResult:
+        if content is not None:
+            (tmp_path / "data.jsonl").write_bytes(content)
+        spec: dict[str, Any] = {
+            "teachers": [{"name": "t", "model": {"uri": f"file://{tiny_folder}"}, "batch": {"gpus": 0}}],
+            "student": {"prunedFrom": {"teacher": "t", "layers": 1}},
+            "data": {"train": {"uri": f"file://{tmp_path}/data.jsonl"}, "validationFraction": 0.2},
+            "generation": {"maxTokens": 32},
+            "training": {"gpusPerNode": 0, "hyperparameters": {"maxSequenceLength": 400}},
+            "output": {"uri": f"file://{tmp_path}/output"},
+        }
+        for part, value in changes.items():
+            spec[part] = {**spec[part], **value} if isinstance(spec.get(part), dict) else value
+        document = {"apiVersion": "kubedistill.io/v1alpha1", "kind": "DistillationJob", "metadata": {"name": "j"}}
+        job = parse_job({**document, "spec": spec})
+        asked = PrepareRun(
+            job=JobIdentity(namespace="default", name="j", uid="u", spec_digest="s"),
+            workspace=f"file://{tmp_path}/workspace",
+            folder="jobs/default.j/prepare-1",
+            input_digest="sha256:in",
+            spec=job.spec,
+        )
+        context = context_of(Workspace.open(asked.workspace), tmp_path / "scratch")
+        return runtime.execute(asked, context, prepare)
+
+    return run
+
+
+def test_sound_data_are_split_and_laid_out(tried: Callable[..., Any], tmp_path: Path) -> None:
+    result = tried()
+    assert isinstance(result, PrepareResult)
+    place = Workspace.open(f"file://{tmp_path}/workspace")
+    train, valid = (read_prompts(place, result.folder, split) for split in ("train", "valid"))
+    assert (len(train), len(valid)) == (result.estimate.rows, result.estimate.validation_rows)
+    assert len(train) + len(valid) == 40
+    assert not {row.prompt_hash for row in train} & {row.prompt_hash for row in valid}
+    assert place.exists(f"{result.folder}/tokenizer/tokenizer.json")
+    assert place.exists(f"{result.folder}/teachers/t/tokenizer.json")
+    assert "training prompts" in place.read_bytes(result.report).decode()
+    assert result.estimate.tokens_to_generate == 40 * 32
+
+
+def test_equal_data_give_an_equal_digest_whatever_the_file_looks_like(tried: Callable[..., Any]) -> None:
+    plain = tried().output_digest
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(LINES), table)
+    windows = b"\xef\xbb\xbf" + jsonl(LINES).replace(b"\n", b"\r\n\r\n")
+    array = json.dumps(LINES, indent=1).encode()
+    for data in (gzip.compress(jsonl(LINES)), table.getvalue(), windows, array):
+        assert tried(data).output_digest == plain
+
+
+def test_a_second_run_is_reused_until_the_file_changes(tried: Callable[..., Any]) -> None:
+    assert not tried().reused
+    assert tried(None).reused
+    assert not tried(jsonl(LINES[:30])).reused
+
+
+def test_answers_that_are_there_already_are_named(tried: Callable[..., Any], tmp_path: Path) -> None:
+    from kubedistill_api.base import Stage
+    from kubedistill_api.digests import generate_digest
+    from kubedistill_api.identity import StageKey, stage_folder
+
+    first = tried()
+    assert first.answers == []
+    spec = prepared_spec(tmp_path, first)
+    wanted = generate_digest(spec, "t", first.output_digest, "u")
+    folder = stage_folder("default", "j", StageKey(Stage.GENERATE, "t"), wanted)
+    made = GenerateResult(
+        input_digest=wanted, output_digest="sha256:out", folder=folder, teacher="t", ledger=Ledger(accepted=40)
+    )
+    manifests.commit(Workspace.open(f"file://{tmp_path}/workspace"), made)
+    assert [answers.folder for answers in tried(None).answers] == [folder]
+
+
+def prepared_spec(tmp_path: Path, result: PrepareResult) -> Any:
+    """The spec that `tried` used, as its files show it."""
+    document = {"apiVersion": "kubedistill.io/v1alpha1", "kind": "DistillationJob", "metadata": {"name": "j"}}
+    model = next(model.uri for model in result.models if model.role == "teacher:t")
+    spec = {
+        "teachers": [{"name": "t", "model": {"uri": model}, "batch": {"gpus": 0}}],
+        "student": {"prunedFrom": {"teacher": "t", "layers": 1}},
+        "data": {"train": {"uri": f"file://{tmp_path}/data.jsonl"}, "validationFraction": 0.2},
+        "generation": {"maxTokens": 32},
+        "training": {"gpusPerNode": 0, "hyperparameters": {"maxSequenceLength": 400}},
+        "output": {"uri": f"file://{tmp_path}/output"},
+    }
+    return parse_job({**document, "spec": spec}).spec
+
+
+BROKEN = jsonl(LINES) + b'{"prompt": "no end\n' * 10
+FAILURES: dict[str, tuple[bytes, dict[str, Any], int, list[str]]] = {
+    "an empty file": (b"\n \n", {}, 65, ["data.jsonl is empty"]),
+    "wrong columns": (jsonl([{"ask": "x", "reply": "y"}] * 9), {}, 65, ["ask, reply", "data.columns", "line 1"]),
+    "broken lines": (BROKEN, {}, 65, ["10 of 50 rows", "10%", "line 41, column", "no end"]),
+    "one broken line where none is borne": (
+        jsonl(LINES) + b"{\n",
+        {"data": {"onInvalidRow": "Fail"}},
+        65,
+        ["1 of 41 rows", "line 41, column", "Fail bears none"],
+    ),
+    "not UTF-8": (b'{"prompt": "caf\xe9"}\n', {}, 65, ["line 1, column 16", "not UTF-8"]),
+    "a key that stands twice": (
+        b'{"prompt": "a", "prompt": "b"}\n',
+        {},
+        65,
+        ["line 1, column 17", "'prompt'", "twice"],
+    ),
+    "prompts that are all too long": (jsonl([{"prompt": "x" * 500}] * 9), {}, 65, ["longer than"]),
+    "no file": (b"x", {"data": {"train": {"uri": "file:///nowhere/data.jsonl"}}}, 66, ["no data at", "data.train.uri"]),
+    "an unknown model": (
+        jsonl(LINES),
+        {"teachers": [{"name": "t", "model": {"uri": "file:///nowhere/model"}, "batch": {"gpus": 0}}]},
+        66,
+        ["There is no model at file:///nowhere/model"],
+    ),
+    "a mapping of no field of ours": (
+        jsonl(LINES),
+        {"data": {"columns": {"question": "prompt"}}},
+        64,
+        ["data.columns"],
+    ),
+    "keys that the spec writes itself": (
+        jsonl(LINES),
+        {"training": {"gpusPerNode": 0, "deepspeed": {"config": {"optimizer": {}}}}},
+        64,
+        ["optimizer", "training.hyperparameters"],
+    ),
+    "more layers than there are": (
+        jsonl(LINES),
+        {"student": {"prunedFrom": {"teacher": "t", "layers": 2}}},
+        64,
+        ["has 2 layers"],
+    ),
+    "a label that does not count": (
+        jsonl([{"prompt": "a", "label": "yes"}]),
+        {"task": "Classification", "data": {"labels": ["up", "down"]}},
+        65,
+        ["'yes'", "up, down"],
+    ),
+    "no room for a prompt": (jsonl(LINES), {"generation": {"maxTokens": 600}}, 64, ["no room for a prompt"]),
+}
+
+
+@pytest.mark.parametrize(("data", "changes", "code", "words"), FAILURES.values(), ids=FAILURES.keys())
+def test_what_is_wrong_is_named_and_says_what_to_write(
+    tried: Callable[..., Any], data: bytes, changes: dict[str, Any], code: int, words: list[str]
+) -> None:
+    result = tried(data, **changes)
+    assert isinstance(result, FailedResult), result
+    assert result.exit_code == code
+    assert all(word in result.message for word in words), result.message
+    assert "Traceback" not in result.message
+
+
+def test_a_few_broken_rows_are_borne_and_reported(tried: Callable[..., Any], tmp_path: Path) -> None:
+    result = tried(jsonl(LINES) + b"{nonsense\n")
+    assert result.dropped_rows == 1
+    report = (tmp_path / "workspace" / result.report).read_text()
+    assert "line 41" in report
+
+
+def test_an_output_that_is_taken_is_refused(tried: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "theirs.txt").write_text("keep me")
+    result = tried()
+    assert (result.exit_code, result.reason) == (64, "OutputTaken")
+    assert "output.uri" in result.message
+    assert (tmp_path / "output" / "theirs.txt").read_text() == "keep me"
+
+
+def test_equal_sizes_with_other_tokens_are_not_one_tokenizer(
+    tried: Callable[..., Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    tokens = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokens))
+    result = tried(student={"model": {"uri": f"file://{other}"}, "prunedFrom": None}, generation={"signal": "TopK"})
+    assert (result.exit_code, result.reason) == (64, "TokenizersDiffer")
+    assert "signal: Text" in result.message
