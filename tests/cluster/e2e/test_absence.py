@@ -20,8 +20,8 @@ def scaled(operator: Kube) -> Any:
     """A way to scale the operator, which is put back at the end."""
 
     def to(replicas: int) -> None:
-        operator("scale", "deployment/kubedistill-operator", f"--replicas={replicas}")
-        operator("rollout", "status", "deployment/kubedistill-operator", "--timeout=120s")
+        operator("scale", "deployment/kubedistill", f"--replicas={replicas}")
+        operator("rollout", "status", "deployment/kubedistill", "--timeout=120s")
 
     yield to
     to(2)
@@ -37,7 +37,7 @@ def test_away_in_mid_generate_the_teacher_is_freed_and_nothing_lost(kube: Kube, 
             "image": "localhost/kubedistill/vllm-cpu:dev",
             "gpusPerNode": 0,
             "maxModelLen": 512,
-            "extraArgs": ["--enforce-eager", "--dtype=float32"],
+            "extraArgs": ["--enforce-eager", "--dtype=float32", "--max-num-seqs=16", "--max-num-batched-tokens=8192"],
             "startupTimeoutSeconds": 900,
         },
     }
@@ -45,7 +45,7 @@ def test_away_in_mid_generate_the_teacher_is_freed_and_nothing_lost(kube: Kube, 
     kube.apply(toy_job(NAME, teachers=[teacher], data=data))
     until("asking starts", lambda: kube.status(NAME).get("phase") == "Generating", 900, every_seconds=1)
     scaled(0)
-    component = ("-l", "app.kubernetes.io/component=operator")
+    component = ("-l", "app.kubernetes.io/name=kubedistill-operator")
     until("no operator is left", lambda: not operator.get("pods", "", *component)["items"], 60)
     until("the Generate Job is gone", lambda: not kube.children(NAME, "jobs", "Generate"), 600 + ttl)
     until("the teacher is gone with it", lambda: not kube.children(NAME, "deployments"), 60)

@@ -58,7 +58,7 @@ def story(operator: Kube, kube: Kube, prometheus: str) -> dict[str, Any]:
 
 def kill_leader(operator: Kube) -> str:
     """Delete the pod that leads."""
-    holder = str(operator.get("lease", "kubedistill-operator")["spec"]["holderIdentity"])
+    holder = str(operator.get("lease", "kubedistill")["spec"]["holderIdentity"])
     pods = [pod["metadata"]["name"] for pod in operator.get("pods")["items"]]
     leader = next(name for name in pods if holder.startswith(name))
     operator("delete", "pod", leader, "--wait=false", "--grace-period=0", "--force")

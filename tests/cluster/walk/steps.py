@@ -144,10 +144,10 @@ def ask(kube: Kube, model_uri: str, prompt: str) -> dict[str, Any]:
 def scrape_configuration(kubeconfig: Path) -> str:
     """Prometheus' configuration that finds the operator's pods as the chart's monitors would."""
     discovery = {"role": "pod", "kubeconfig_file": str(kubeconfig), "namespaces": {"names": [SYSTEM]}}
-    component = "__meta_kubernetes_pod_label_app_kubernetes_io_component"
+    name = "__meta_kubernetes_pod_label_app_kubernetes_io_name"
     operator = {
         "job_name": "kubedistill-operator",
         "kubernetes_sd_configs": [discovery],
-        "relabel_configs": [{"source_labels": [component], "regex": "operator", "action": "keep"}],
+        "relabel_configs": [{"source_labels": [name], "regex": "kubedistill-operator", "action": "keep"}],
     }
     return json.dumps({"global": {"scrape_interval": "2s"}, "scrape_configs": [operator]})
