@@ -260,7 +260,7 @@ class HttpTeacher:
             tries += 1
             pause = backoff(tries, random.random()) if wait is None else wait + random.random()
             if self._clock() + pause > deadline:
-                if self._clock() - self._last_answer >= self._server.patience_seconds:
+                if self._clock() + pause - self._last_answer >= self._server.patience_seconds:
                     raise Transient("TeacherUnavailable", f"{self._server.url} has not answered for long: {words}.")
                 raise Refused(503, f"given up after {tries} tries: {words}")
             log.info("asking again in %.1f s: %s", pause, words)
