@@ -82,9 +82,10 @@ demo-cluster: cluster images ## Helm install, kubectl apply, wait, show
 	$(BIN)/python tests/cluster/demo.py
 
 .PHONY: e2e
-e2e: .venv/.dev cluster images ## The end-to-end tests, against KUBECONFIG or the cluster of this machine
-	$(BIN)/pytest -q -m cluster tests/cluster
+e2e: .venv/.dev cluster images ## The end-to-end jobs, against KUBECONFIG or the cluster of this machine
+	$(BIN)/pytest -m cluster tests/cluster/e2e
 
 .PHONY: test
-test: .venv/.dev check ## Everything, the real cluster included
-	tests/run-all.sh
+test: .venv/.dev check ## Everything but the end-to-end jobs (`make e2e`): slow tests, real servers, real cluster
+	$(RIG) build
+	$(BIN)/pytest -m "slow or s3 or vllm or cluster" --ignore tests/cluster/e2e --durations=10
