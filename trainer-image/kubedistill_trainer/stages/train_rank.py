@@ -145,8 +145,8 @@ class _Training:
         learning_rate = self._plan.learning_rate(step)
         loss = self._engine.step(batches, targets, learning_rate)
         names = sorted(loss.parts)
-        parts_and_stop = [*(loss.parts[name] for name in names), float(self._stopping.is_set())]
-        total, *parts, stop = self._engine.add_up([loss.total, *parts_and_stop])
+        sums: list[float | torch.Tensor] = [loss.total, *(loss.parts[name] for name in names)]
+        total, *parts, stop = self._engine.add_up([*sums, float(self._stopping.is_set())])
         mean = _finite(total / targets, step + 1, learning_rate)
         self._state = self._state.model_copy(update={"step": step + 1, "loss": mean})
         self._rate.add(sum(lengths))
