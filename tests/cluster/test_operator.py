@@ -165,15 +165,11 @@ def test_a_job_gets_its_first_stage_a_status_and_events(world: World) -> None:
     uid = world.get("dj", "thin")["metadata"]["uid"]
     assert job["metadata"]["labels"]["kubedistill.io/job-uid"] == uid
     assert job["metadata"]["ownerReferences"][0]["uid"] == uid
-    assert [entry["manager"] for entry in job["metadata"]["managedFields"] if entry["operation"] == "Apply"] == [
-        "kubedistill"
-    ]
+    managers = [field["manager"] for field in world.managed("job", "thin-prepare-1") if field["operation"] == "Apply"]
+    assert managers == ["kubedistill"]
     assert world.get("configmap", "thin-prepare-1")["data"]
     assert world.condition("thin", "Accepted")["status"] == "True"
-    reasons = wait_for(
-        lambda: world.kubectl("get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}").split()
-    )
-    assert "Accepted" in wait_for(lambda: reasons)
+    wait_for(lambda: {"Accepted", "StageStarted"} <= set(world.event_reasons("thin")))
     assert operator.metric(f'kubedistill_job_phase{{name="thin",namespace="{world.namespace}",phase="Preparing"}}') == 1
 
 
@@ -243,9 +239,8 @@ def test_a_status_written_by_hand_is_healed_by_the_next_pass(world: World) -> No
     wait_for(world.operator().leads)
     world.apply(a_job())
     wait_for(lambda: world.status("thin").get("phase") == "Preparing")
-    world.kubectl(
-        "patch", "dj", "thin", "--subresource=status", "--type=merge", "-p", '{"status":{"phase":"Training"}}'
-    )
+    wrong = ("--subresource=status", "--type=merge", "-p", '{"status":{"phase":"Training"}}')
+    world.kubectl("patch", "dj", "thin", *wrong)
     wait_for(lambda: world.status("thin").get("phase") == "Preparing")
 
 

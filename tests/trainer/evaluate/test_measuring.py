@@ -141,4 +141,4 @@ def test_times_are_those_of_a_clock_and_the_first_answer_does_not_count(tiny_mod
     speed = timing.measure(tiny_model, [(5, 6), (7, 8, 9)], 4, [0], TOKENS, clock=lambda: float(next(ticks)))
     assert (speed.first_token_p50, speed.latency_p50, speed.latency_p95) == (1.0, 1.0, 1.0)
     assert speed.tokens_per_second == 8.0
-    assert next(ticks) == 2 * (1 + 2 + 2 + 1)
+    assert next(ticks) == 2 * (1 + 2 + 2 + timing.BATCHES)
