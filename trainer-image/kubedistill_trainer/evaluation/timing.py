@@ -12,7 +12,6 @@ from kubedistill_trainer.core.footprint import Speed
 from kubedistill_trainer.core.scores import percentile
 from kubedistill_trainer.evaluation.answering import generate
 
-
 BATCHES = 3
 """The median of so many: one alone is at the mercy of whatever else the machine does."""
 
