@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import definitions
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
@@ -62,9 +63,8 @@ def server(api_server: Path) -> Iterator[Path]:
     namespaces = (NAMESPACE, "team-a", "team-b")
     made = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in namespaces]
     access.kubectl(api_server, "apply", "-f", "-", stdin=yaml.safe_dump_all(made))
-    access.kubectl(api_server, "apply", "--server-side", "-f", str(Path(__file__).parent / "crds/monitoring.yaml"))
     names = ("servicemonitors.monitoring.coreos.com", "podmonitors.monitoring.coreos.com")
-    access.kubectl(api_server, "wait", "--for=condition=Established", *(f"crd/{name}" for name in names))
+    definitions.install(api_server, Path(__file__).parent / "crds/monitoring.yaml", *names)
     yield api_server
     access.kubectl(api_server, "delete", "namespace", "--wait=false", *namespaces)
 

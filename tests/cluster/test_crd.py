@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import definitions
 import pytest
 import yaml
 from kubernetes import client, config
@@ -168,8 +169,7 @@ def a_job(name: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def api(api_server: Path) -> Iterator[client.CustomObjectsApi]:
-    access.kubectl(api_server, "apply", "--server-side", "-f", str(ROOT / "crds/distillationjobs.yaml"))
-    access.kubectl(api_server, "wait", "--for=condition=Established", "crd/distillationjobs.kubedistill.io")
+    definitions.install(api_server, ROOT / "crds/distillationjobs.yaml", "distillationjobs.kubedistill.io")
     with config.new_client_from_config(str(api_server)) as api_client:
         yield client.CustomObjectsApi(api_client)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import definitions
 import pytest
 import yaml
 from rig import access
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 6
+CRD = "distillationjobs.kubedistill.io"
 
 
 @dataclass
@@ -127,8 +129,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
 @pytest.fixture
 def world(api_server: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     namespace = f"n{abs(hash(request.node.name)) % 10**10}"
-    access.kubectl(api_server, "apply", "--server-side", "-f", str(ROOT / "crds/distillationjobs.yaml"))
-    access.kubectl(api_server, "wait", "--for=condition=Established", "crd/distillationjobs.kubedistill.io")
+    definitions.install(api_server, ROOT / "crds/distillationjobs.yaml", CRD)
     access.kubectl(api_server, "create", "namespace", namespace)
     world = World(api_server, namespace)
     yield world
@@ -195,8 +196,8 @@ def test_a_name_that_somebody_else_has_is_left_alone_and_told(world: World) -> N
     world.apply(theirs)
     wait_for(world.operator().leads)
     world.apply(a_job())
-    stalled = wait_for(lambda: (c := world.condition("thin", "Stalled")).get("status") == "True" and c)
-    assert "thin-prepare-1" in stalled["message"]
+    waiting = wait_for(lambda: (c := world.condition("thin", "Reconciling")).get("reason") == "NameTaken" and c)
+    assert "ConfigMap/thin-prepare-1 exists and belongs to somebody else" in waiting["message"]
     assert world.get("configmap", "thin-prepare-1")["data"] == {"keep": "me"}
     assert not world.get("job", "thin-prepare-1")
 
