@@ -41,6 +41,7 @@ lock: .venv/.uv ## Resolve the dependencies again and write the hashed locks
 .PHONY: generate
 generate: .venv/.dev ## Write what is generated: the CRD, the chart's copy of it, the field reference
 	$(BIN)/python -m kubedistill_api.crd > crds/distillationjobs.yaml
+	cp crds/distillationjobs.yaml charts/kubedistill/files/
 	$(BIN)/python docs/generate.py
 
 # --- Without a cluster -------------------------------------------------------------------------------------------
