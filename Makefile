@@ -59,10 +59,6 @@ check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under tw
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -m "not slow and not s3 and not vllm and not cluster"
 
-.PHONY: bench
-bench: .venv/.dev ## Speed and memory, as ratios measured side by side
-	for file in tests/bench/bench_*.py; do $(BIN)/python "$$file"; done
-
 # --- With a real Kubernetes --------------------------------------------------------------------------------------
 
 .PHONY: cluster
