@@ -11,7 +11,7 @@ RIG := $(BIN)/python tests/cluster/rig/rig.py
 
 .PHONY: help
 help: ## List these words
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
 # --- The ground: one virtual environment from hashed locks -------------------------------------------------------
 
@@ -52,7 +52,7 @@ demo: .venv/.trainer ## A distilled student on this machine, no cluster: about t
 	$(BIN)/kubedistill run examples/01-quickstart.yaml
 
 .PHONY: check
-check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under two minutes
+check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: two to three minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -83,7 +83,7 @@ e2e: .venv/.dev cluster images ## The end-to-end jobs, against KUBECONFIG or the
 	$(BIN)/pytest -m cluster tests/cluster/e2e
 
 .PHONY: test
-test: .venv/.dev check ## make check, and the CRD, the chart and the services against a real API server
+test: .venv/.dev check ## make check, and the CRD and the chart against a real API server
 	$(RIG) build
 	$(BIN)/pytest -m "cluster and not slow" tests/cluster --ignore tests/cluster/e2e --ignore tests/cluster/test_operator.py
 
