@@ -83,11 +83,11 @@ e2e: .venv/.dev cluster images ## The end-to-end jobs, against KUBECONFIG or the
 	$(BIN)/pytest -m cluster tests/cluster/e2e
 
 .PHONY: test
-test: .venv/.dev check ## make check, and the CRD and the chart against a real API server
+test: .venv/.dev check ## make check, and the CRD, the chart and the operator against a real API server
 	$(RIG) build
-	$(BIN)/pytest -m "cluster and not slow" tests/cluster --ignore tests/cluster/e2e --ignore tests/cluster/test_operator.py
+	$(BIN)/pytest -m "cluster and not slow" tests/cluster --ignore tests/cluster/e2e
 
 .PHONY: test-slow
-test-slow: .venv/.dev cluster ## The tests of minutes: training, evaluation, the operator and the rig (not yet in `make test`)
+test-slow: .venv/.dev cluster ## The tests of minutes: training, evaluation and the rig (not yet in `make test`)
 	$(BIN)/pytest -m "slow or s3 or vllm" tests/trainer tests/examples tests/unit_operator
-	$(BIN)/pytest -m cluster tests/cluster/test_operator.py tests/cluster/test_rig.py
+	$(BIN)/pytest -m cluster tests/cluster/test_rig.py
