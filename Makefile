@@ -47,7 +47,7 @@ generate: .venv/.dev ## Write what is generated: the CRD, the chart's copy of it
 # --- Without a cluster -------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: .venv/.trainer ## A distilled student on this machine, no cluster: about ten minutes the first time
+demo: .venv/.trainer ## A distilled student on this machine, no cluster: about twenty minutes on two cores
 	$(BIN)/python examples/models/fetch_smollm2.py
 	$(BIN)/kubedistill run examples/01-quickstart.yaml
 
