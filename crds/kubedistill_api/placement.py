@@ -218,7 +218,7 @@ class RunPolicy(Model):
     active_deadline_seconds: Seconds | None = None
     """The whole job must end within this time, suspensions left out."""
     pending_deadline_seconds: Seconds | None = None
-    """A pod must be scheduled within this time."""
+    """A pod must be scheduled, and what the API server refuses (a full quota) be taken, within this time."""
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
     """New attempts of a stage after failures that may pass; preemptions are not counted."""
     max_gpu_hours: Annotated[float, Field(gt=0, le=10**9)] | None = None

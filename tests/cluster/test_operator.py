@@ -202,6 +202,57 @@ def test_a_name_that_somebody_else_has_is_left_alone_and_told(world: World) -> N
     assert not world.get("job", "thin-prepare-1")
 
 
+def test_a_full_quota_is_told_and_waited_for(world: World) -> None:
+    world.kubectl("create", "quota", "none", "--hard=count/jobs.batch=0")
+    wait_for(lambda: world.get("quota", "none").get("status", {}).get("hard"))
+    operator = world.operator()
+    wait_for(operator.leads)
+    world.apply(a_job())
+    told = wait_for(lambda: (c := world.condition("thin", "Prepared")).get("reason") == "QuotaExceeded" and c)
+    assert told["status"] == "False"
+    assert "Job/thin-prepare-1" in told["message"]
+    assert "exceeded quota: none, requested: count/jobs.batch=1" in told["message"]
+    assert world.condition("thin", "Reconciling")["reason"] == world.status("thin")["reason"] == "QuotaExceeded"
+    wait_for(lambda: "QuotaExceeded" in world.event_reasons("thin"))
+    assert not world.get("job", "thin-prepare-1")
+    assert operator.metric('kubedistill_reconcile_total{outcome="error"}') == 0
+    world.kubectl("delete", "quota", "none")
+    wait_for(lambda: world.get("job", "thin-prepare-1"))
+    wait_for(lambda: world.condition("thin", "Prepared").get("reason") == "Starting")
+    assert world.event_reasons("thin").count("QuotaExceeded") == 1
+    refused = operator.metric('kubedistill_reconcile_total{outcome="refused"}')
+    assert refused is not None
+    assert refused < 6, "it pauses between its tries"
+
+
+LIMITS = {
+    "claim": ({"type": "PersistentVolumeClaim", "max": {"storage": "1Gi"}}, "PersistentVolumeClaim/thin-workspace"),
+    "pods": ({"type": "Container", "max": {"memory": "100Mi"}}, "the pods of Job/thin-prepare-1"),
+}
+
+
+@pytest.mark.parametrize(("limit", "whose"), LIMITS.values(), ids=LIMITS.keys())
+def test_a_limit_range_that_refuses_is_told(world: World, limit: dict[str, Any], whose: str) -> None:
+    """A claim is a child of ours; pods are the Job controller's, whose only word is an Event."""
+    limits = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "low"}, "spec": {"limits": [limit]}}
+    world.apply(limits)
+    wait_for(world.operator().leads)
+    world.apply(a_job())
+    told = wait_for(lambda: (c := world.condition("thin", "Prepared")).get("reason") == "Refused" and c)
+    assert f"The API server refuses {whose} and is asked again: " in told["message"]
+    assert "thin-" in told["message"].partition("again: ")[2]
+
+
+def test_a_quota_that_pods_exceed_is_told(world: World) -> None:
+    world.kubectl("create", "quota", "none", "--hard=pods=0")
+    wait_for(lambda: world.get("quota", "none").get("status", {}).get("hard"))
+    wait_for(world.operator().leads)
+    world.apply(a_job())
+    told = wait_for(lambda: (c := world.condition("thin", "Prepared")).get("reason") == "QuotaExceeded" and c)
+    assert "the pods of Job/thin-prepare-1" in told["message"]
+    assert "exceeded quota: none, requested: pods=1" in told["message"]
+
+
 def test_the_next_operator_takes_over_at_once_when_the_first_is_asked_to_stop(world: World) -> None:
     first = world.operator()
     wait_for(first.leads)

@@ -27,7 +27,7 @@ from kubedistill_api.status import Estimate, Ledger, Score, Status
 from kubedistill_operator.core.planner import plan
 from kubedistill_operator.core.plans import Manifest, Plan, Ref
 from kubedistill_operator.core.ports import ConflictError
-from kubedistill_operator.core.seen import JobState, Seen, SeenJob, SeenPod, SeenTeacher
+from kubedistill_operator.core.seen import JobState, Refusal, Seen, SeenJob, SeenPod, SeenTeacher
 from kubedistill_operator.core.settings import Settings
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -96,6 +96,9 @@ class MemoryCluster:
     now: datetime = START
     version: int = 0
     teacher_answers: bool = True
+    refuses: Callable[[Manifest], str] = lambda manifest: ""
+    """What the API server says of a child that it will not have; empty: it takes it."""
+    refused: dict[str, Refusal] = field(default_factory=dict)
     _uids: Any = field(default_factory=lambda: itertools.count(2))
 
     async def job(self, namespace: str, name: str) -> DistillationJob | None:
@@ -105,10 +108,18 @@ class MemoryCluster:
         jobs = tuple(self._seen_job(m) for (kind, _), m in list(self.objects.items()) if kind == "Job")
         teachers = tuple(self._seen_teacher(m) for (kind, _), m in self.objects.items() if kind == "Deployment")
         bound = any(kind == "PersistentVolumeClaim" for kind, _ in self.objects)
-        return Seen(jobs=jobs, teachers=teachers, claim_bound=True if bound else None)
+        refused = tuple(self.refused.values())
+        return Seen(jobs=jobs, teachers=teachers, claim_bound=True if bound else None, refused=refused)
 
     async def apply(self, job: DistillationJob, manifest: Manifest) -> None:
         key = (manifest["kind"], manifest["metadata"]["name"])
+        child = "/".join(key)
+        if sentence := self.refuses(manifest):
+            before = self.refused.get(child)
+            first, times = (before.since, before.times + 1) if before else (self.now, 1)
+            self.refused[child] = Refusal(child, sentence, times, since=first, last=self.now)
+            raise Refused(sentence)
+        self.refused.pop(child, None)
         if key in self.objects:
             uid = self.objects[key]["metadata"]["uid"]
         else:
@@ -208,6 +219,10 @@ class Crash(Exception):
     """The operator died here."""
 
 
+class Refused(Exception):
+    """The API server will not have a child: the pass ends before its status is written."""
+
+
 async def one_pass(
     cluster: MemoryCluster, settings: Settings, write: Callable[[str], None] = lambda name: None
 ) -> Plan:
@@ -228,7 +243,10 @@ async def one_pass(
             except Crash:
                 doing.close()
                 raise
-            await doing
+            try:
+                await doing
+            except Refused:
+                return step
             write(f"after {name}")
     finally:
         for _, undone in writes:

@@ -22,7 +22,7 @@ from kubedistill_api.status import FailureClass, Progress, StageState, StageStat
 from kubedistill_operator.core import records
 from kubedistill_operator.core.pipeline import pipeline
 from kubedistill_operator.core.planner import plan
-from kubedistill_operator.core.seen import JobState, Seen, SeenJob, SeenPod, SeenTeacher
+from kubedistill_operator.core.seen import JobState, Refusal, Seen, SeenJob, SeenPod, SeenTeacher
 from kubedistill_operator.core.settings import Settings
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -123,6 +123,7 @@ def jobs(spec: DistillationJobSpec) -> st.SearchStrategy[SeenJob]:
         created_at=st.none() | st.just(NOW - timedelta(hours=9)),
         started_at=st.none() | st.just(NOW - timedelta(hours=9)),
         deleting=st.booleans(),
+        pods_refused=st.sampled_from(["", "pods are forbidden: exceeded quota: q"]),
         pods=st.lists(pods, max_size=2).map(tuple),
         progress=st.lists(report, max_size=2).map(tuple),
     )
@@ -151,7 +152,13 @@ def moments(draw: st.DrawFn) -> tuple[DistillationJob, Seen]:
         SeenTeacher, name=names, uid=names, teacher=st.sampled_from([t.name for t in spec.teachers]),
         attempt=st.integers(1, 3), answered=st.booleans(), created_at=st.none() | st.just(NOW),
     )  # fmt: skip
+    first = f"{job.metadata.name}-prepare-1"
+    refusal = st.builds(
+        Refusal, child=st.sampled_from([f"Job/{first}", f"ConfigMap/{first}"]), message=st.text(max_size=9),
+        times=st.integers(1, 10**6), since=st.just(NOW - timedelta(hours=9)), last=st.just(NOW),
+    )  # fmt: skip
     seen = Seen(
+        refused=tuple(draw(st.lists(refusal, max_size=2))),
         jobs=tuple(draw(st.lists(jobs(spec), max_size=3))),
         teachers=tuple(draw(st.lists(teacher, max_size=2))),
         claim_bound=draw(st.none() | st.booleans()),

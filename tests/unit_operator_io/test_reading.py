@@ -183,3 +183,33 @@ PATHS = {
 @pytest.mark.parametrize(("place", "expected"), PATHS.items(), ids=PATHS.values())
 def test_an_object_is_where_the_api_server_keeps_it(place: tuple[str, str | None, str, str], expected: str) -> None:
     assert kinds.path(*place) == expected
+
+
+def test_a_job_without_pods_waits_for_them_until_it_has_ended() -> None:
+    mine = a_pod(ownerReferences=[{"uid": "job-uid", "controller": True}])
+    assert reading.waits_for_pods(a_job(), [a_pod()])
+    assert not reading.waits_for_pods(a_job(), [mine])
+    assert not reading.waits_for_pods(a_job(suspend=True), [])
+    assert not reading.waits_for_pods(a_job({"conditions": [condition("Complete")]}), [])
+
+
+def test_of_several_events_the_newest_speaks() -> None:
+    """A controller that repeats itself updates `series`, or, through the old API, `deprecatedLastTimestamp`."""
+    events = [
+        {"note": "first", "eventTime": "2026-01-01T00:00:05.000000Z"},
+        {"note": "repeated", "eventTime": None, "deprecatedLastTimestamp": "2026-01-01T00:09:00Z"},
+        {"note": "series", "series": {"lastObservedTime": "2026-01-01T00:08:00.000000Z"}},
+    ]
+    assert reading.last_note(events) == "repeated"
+    assert reading.last_note([]) == ""
+
+
+def test_a_deployment_says_that_its_pods_are_refused() -> None:
+    raw = {
+        "metadata": {**a_job()["metadata"], "name": "t", "namespace": "ns"},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"spec": {"containers": [{}]}}},
+        "status": {"conditions": [condition("ReplicaFailure", message="exceeded quota: gpus")]},
+    }
+    teacher = reading.read_teacher(raw, [], {})
+    assert teacher is not None
+    assert teacher.pods_refused == "exceeded quota: gpus"

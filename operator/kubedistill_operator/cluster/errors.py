@@ -6,7 +6,8 @@
     ├── UnavailableError      it did not answer, or asked to come again later: the pass is repeated
     ├── LeadershipLostError   another operator may lead by now: nothing is written any more
     └── RefusedError          it refused, and would refuse the same request again
-        └── ForeignObjectError    the name is taken by an object that is not ours
+        ├── ForeignObjectError    the name is taken by an object that is not ours
+        └── ChildRefusedError     a child was refused: the next observation says so, and the plan tells the user
     ConflictError (core.ports)    the object changed since it was read: the pass decides anew
 """
 
@@ -42,3 +43,10 @@ class ForeignObjectError(RefusedError):
         super().__init__(409, "ForeignObject", f"{kind} {name} exists and belongs to somebody else")
         self.kind = kind
         self.name = name
+
+
+class ChildRefusedError(RefusedError):
+    """The API server will not have a child: a quota is full (403), admission or validation forbids it (403, 422)."""
+
+    def __init__(self, child: str, refused: RefusedError) -> None:
+        super().__init__(refused.status, refused.reason, f"{child}: {refused.message}")

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
 
@@ -20,16 +21,26 @@ from kubedistill_api.rules import Problem
 from kubedistill_api.status import StageState, Status
 from kubedistill_operator.cluster.api import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, Api
 from kubedistill_operator.cluster.caches import Caches
-from kubedistill_operator.cluster.errors import ClusterError, ForeignObjectError, RefusedError
+from kubedistill_operator.cluster.errors import ChildRefusedError, ClusterError, ForeignObjectError, RefusedError
 from kubedistill_operator.cluster.kinds import Raw, controller_uid, labels, path, version
 from kubedistill_operator.cluster.probes import ProgressProbe, TeacherProbe
-from kubedistill_operator.cluster.reading import is_active, read_job, read_teacher, wants_log
+from kubedistill_operator.cluster.reading import (
+    is_active,
+    last_note,
+    read_job,
+    read_teacher,
+    waits_for_pods,
+    wants_log,
+)
 from kubedistill_operator.core.plans import Manifest, Ref
 from kubedistill_operator.core.ports import ConflictError
-from kubedistill_operator.core.seen import Seen, SeenJob, SeenTeacher
+from kubedistill_operator.core.seen import Refusal, Seen, SeenJob, SeenTeacher
+from kubedistill_operator.core.times import since
 
 LOG_LINES = 20
 LOG_BYTES = 4096
+YOUNG = timedelta(seconds=4)
+"""So long the Job controller may take to make pods before we ask why there are none."""
 LIVE_STATES = frozenset({StageState.WAITING, StageState.RUNNING})
 
 
@@ -53,8 +64,12 @@ class KubernetesCluster:
         *,
         progress_seconds: float,
         wake: Callable[[str], None] = lambda uid: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`wake` is called with the uid of a DistillationJob whose teacher began or ceased to answer."""
+        """`wake` is called with the uid of a DistillationJob whose teacher began or ceased to answer.
+
+        `now` is the clock of the plans: by it they know how long the API server has refused a child.
+        """
         self._api = api
         self._caches = caches
         self._progress = ProgressProbe(http, time.monotonic, progress_seconds)
@@ -63,6 +78,8 @@ class KubernetesCluster:
         self._job_of_teacher: dict[str, str] = {}
         self._written: dict[tuple[str, str], Raw] = {}
         self._foreign: dict[str, set[tuple[str, str, str]]] = {}
+        self._refused: dict[str, dict[str, Refusal]] = {}
+        self._now = now
         self._tails: dict[str, str] = {}
 
     async def job(self, namespace: str, name: str) -> DistillationJob | None:
@@ -96,12 +113,16 @@ class KubernetesCluster:
             read_job(raw, pods, tails, [reports[p] for p in _pod_uids_of(raw, pods) if p in reports])
             for raw in raw_jobs
         ]
+        jobs = await asyncio.gather(
+            *(self._with_refused_pods(j, raw, pods) for j, raw in zip(jobs, raw_jobs, strict=True))
+        )
         teachers = [read_teacher(raw, pods, tails) for raw in self._caches.children("Deployment", uid)]
         return Seen(
             jobs=tuple(sorted(_present(jobs), key=_job_order)),
             teachers=tuple(self._asked(uid, teacher) for teacher in sorted(_present(teachers), key=_teacher_order)),
             claim_bound=await self._claim_bound(job),
             foreign=await self._still_foreign(namespace, uid),
+            refused=tuple(self._refused.get(uid, {}).values()),
         )
 
     async def apply(self, job: DistillationJob, manifest: Manifest) -> None:
@@ -110,8 +131,19 @@ class KubernetesCluster:
         Raises:
             ForeignObjectError: it is; the next observation tells the plan.
             ConflictError: an earlier child of this name is still being removed, or was replaced meanwhile.
-            RefusedError: the API server will not have it.
+            ChildRefusedError: the API server will not have it; the next observation tells the plan.
         """
+        uid, child = job.metadata.uid, f"{manifest['kind']}/{manifest['metadata']['name']}"
+        try:
+            await self._apply(job, manifest)
+        except ForeignObjectError:
+            raise
+        except RefusedError as error:
+            self._note_refusal(uid, child, error)
+            raise ChildRefusedError(child, error) from error
+        self._refused.get(uid, {}).pop(child, None)
+
+    async def _apply(self, job: DistillationJob, manifest: Manifest) -> None:
         kind, metadata = manifest["kind"], manifest["metadata"]
         namespace, name = job.metadata.namespace, metadata["name"]
         where = path(kind, namespace, name)
@@ -187,6 +219,7 @@ class KubernetesCluster:
     def forget(self, job_uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
         self._foreign.pop(job_uid, None)
+        self._refused.pop(job_uid, None)
         self._progress.forget(job_uid, [pod["metadata"]["uid"] for pod in self._caches.children("Pod", job_uid)])
         for teacher in [t for t, uid in self._job_of_teacher.items() if uid == job_uid]:
             del self._job_of_teacher[teacher]
@@ -232,6 +265,17 @@ class KubernetesCluster:
             return ""  # Its node or its log is gone; the exit code must do.
         return str(text)[-LOG_BYTES:].strip()
 
+    async def _with_refused_pods(self, seen: SeenJob | None, raw: Raw, pods: Iterable[Raw]) -> SeenJob | None:
+        """The Job controller tells only by an Event that it may not make pods; asked for where a Job has none."""
+        if seen is None or not waits_for_pods(raw, pods) or since(seen.created_at, self._now()) < YOUNG:
+            return seen
+        query = [("fieldSelector", f"regarding.uid={seen.uid},reason=FailedCreate")]
+        try:
+            found = await self._api.get(path("Event", raw["metadata"]["namespace"]), query)
+        except ClusterError:
+            return seen  # We may not list Events, or cannot just now; the Job only seems to start.
+        return replace(seen, pods_refused=last_note(found.get("items") or []))
+
     def _asked(self, job_uid: str, teacher: SeenTeacher) -> SeenTeacher:
         self._job_of_teacher[teacher.uid] = job_uid
         if not teacher.replicas_ready or teacher.deleting:
@@ -251,6 +295,19 @@ class KubernetesCluster:
         else:
             claim = next(iter(self._caches.children("PersistentVolumeClaim", job.metadata.uid)), None)
         return None if claim is None else claim.get("status", {}).get("phase") == "Bound"
+
+    # Refusals
+
+    def _note_refusal(self, job_uid: str, child: str, error: RefusedError) -> None:
+        known = self._refused.setdefault(job_uid, {})
+        before, now = known.get(child), self._now()
+        known[child] = Refusal(
+            child=child,
+            message=error.message,
+            times=before.times + 1 if before else 1,
+            since=before.since if before else now,
+            last=now,
+        )
 
     # Ownership
 

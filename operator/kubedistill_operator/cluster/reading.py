@@ -72,6 +72,7 @@ def read_teacher(raw: Raw, pods: Iterable[Raw], tails: Mapping[str, str]) -> See
         created_at=time_of(metadata.get("creationTimestamp")),
         deleting="deletionTimestamp" in metadata,
         pods=tuple(read_pod(pod, tails.get(pod["metadata"]["uid"], "")) for pod in mine),
+        pods_refused=(_condition(raw.get("status", {}), "ReplicaFailure") or {}).get("message", ""),
     )
 
 
@@ -130,6 +131,23 @@ def wants_log(raw: Raw) -> bool:
     """Whether the pod's log tells why something failed: it failed itself, or its container keeps crashing."""
     status = raw.get("status", {})
     return status.get("phase") == "Failed" or bool(_main_container(status).get("lastState", {}).get("terminated"))
+
+
+def waits_for_pods(raw: Raw, pods: Iterable[Raw]) -> bool:
+    """Whether a Job should have pods and has none: perhaps the API server refuses them."""
+    return _job_state(raw) is JobState.ACTIVE and not any(controller_uid(pod) == raw["metadata"]["uid"] for pod in pods)
+
+
+def last_note(events: Iterable[Raw]) -> str:
+    """The sentence of the newest of these Events."""
+
+    def told(event: Raw) -> str:
+        series = event.get("series") or {}
+        times = (series.get("lastObservedTime"), event.get("deprecatedLastTimestamp"), event.get("eventTime"))
+        return max((time for time in times if time), default="")
+
+    newest = max(events, key=told, default=None)
+    return "" if newest is None else str(newest.get("note", ""))
 
 
 def is_active(raw: Raw) -> bool:

@@ -26,6 +26,8 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     NAME_TAKEN = "NameTaken"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    REFUSED = "Refused"
     UNSCHEDULABLE = "Unschedulable"
     POD_PENDING = "PodPending"
     TEACHER_STARTING = "TeacherStarting"

@@ -14,8 +14,9 @@ from kubedistill_api.run import Run
 from kubedistill_api.status import ConditionType, Failure, FailureClass, StageStatus, Status
 from kubedistill_operator.core import records
 from kubedistill_operator.core.checks import problems, unreadable_uris
-from kubedistill_operator.core.conditions import Reason, with_condition
+from kubedistill_operator.core.conditions import Reason, shortened, with_condition
 from kubedistill_operator.core.leftovers import LIVE, leftovers
+from kubedistill_operator.core.obstacles import Obstacle, obstacle
 from kubedistill_operator.core.outcomes import Broken, Done, Going, Remedy, outcome
 from kubedistill_operator.core.pipeline import Step, pipeline
 from kubedistill_operator.core.plans import Manifest, Plan, Ref
@@ -32,7 +33,6 @@ from kubedistill_operator.manifests.stage_job import stage_job
 from kubedistill_operator.manifests.workspace import workspace_claim
 
 PATIENCE = timedelta(seconds=5)
-NAME_TAKEN_PATIENCE = timedelta(seconds=30)
 
 
 def plan(job: DistillationJob, seen: Seen, now: datetime, settings: Settings) -> Plan:
@@ -127,15 +127,26 @@ def _launch(world: World, status: Status, step: Step, run: Run) -> Plan:
     job = stage_job(world.job, run, world.settings)
     claim = workspace_claim(world.job, world.settings) if world.seen.claim_bound is None else None
     manifests: tuple[Manifest, ...] = (*([claim] if claim else []), run_file(world.job, run), job)
-    taken = next(
-        (name for m in manifests if (name := f"{m['kind']}/{m['metadata']['name']}") in world.seen.foreign), None
-    )
-    if taken is not None:
-        text = f"{taken} exists and belongs to somebody else: delete it, or give this DistillationJob another name."
-        return Plan(records.going_on(status, step, world.now, Reason.NAME_TAKEN, text), check_in=NAME_TAKEN_PATIENCE)
+    hindered = obstacle(world, manifests)
+    if hindered is not None:
+        return _hindered(world, status, step, run.attempt, hindered)
     status = records.launched(status, run, step, run.attempt, job["metadata"]["name"], world.now)
     text = f"Attempt {run.attempt} starts."
     return Plan(records.going_on(status, step, world.now, Reason.STARTING, text), apply=manifests, check_in=PATIENCE)
+
+
+def _hindered(world: World, status: Status, step: Step, attempt: int, by: Obstacle) -> Plan:
+    """An attempt that cannot be made: told, and not recorded as started."""
+    if not by.overdue:
+        return Plan(records.going_on(status, step, world.now, by.reason, by.message), check_in=by.again)
+    failure = Failure(
+        stage=step.name,
+        attempt=attempt,
+        class_=FailureClass.INFRASTRUCTURE,
+        reason=by.reason,
+        message=shortened(by.message, 2048),
+    )
+    return Plan(records.failed(status, failure, world.now, step=step), check_in=PATIENCE)
 
 
 def _with_ready_answers(world: World, status: Status, prepared: PrepareResult) -> Status:

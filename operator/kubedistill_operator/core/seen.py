@@ -68,6 +68,8 @@ class SeenJob:
     finished_at: datetime | None = None
     deleting: bool = False
     pods: tuple[SeenPod, ...] = ()
+    pods_refused: str = ""
+    """Why the API server has none of its pods, in its words: a quota or a LimitRange binds pods, not Jobs."""
     progress: tuple[ProgressReport, ...] = ()
     """Pulled from the active pods, one report each."""
 
@@ -90,6 +92,24 @@ class SeenTeacher:
     created_at: datetime | None = None
     deleting: bool = False
     pods: tuple[SeenPod, ...] = ()
+    pods_refused: str = ""
+    """As of a Job."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A child that the API server would not have when it was last asked for."""
+
+    child: str
+    """`Kind/name`."""
+    message: str
+    """The API server's own sentence."""
+    times: int
+    """How often in a row."""
+    since: datetime
+    """The first time. An operator that was started anew counts from its own first try."""
+    last: datetime
+    """The last time."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,8 @@ class Seen:
     """Of the workspace's claim: None where there is none (yet)."""
     foreign: frozenset[str] = field(default_factory=frozenset)
     """Names of children that exist but belong to somebody else, as `Kind/name`."""
+    refused: tuple[Refusal, ...] = ()
+    """Children that the API server refused and that have not been made since."""
 
     def job(self, key: StageKey, attempt: int) -> SeenJob | None:
         """This attempt's Job, if it is there."""

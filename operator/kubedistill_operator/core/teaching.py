@@ -12,6 +12,7 @@ from datetime import timedelta
 from kubedistill_api.status import Failure, FailureClass
 from kubedistill_api.teachers import Serving
 from kubedistill_operator.core.conditions import Reason
+from kubedistill_operator.core.obstacles import obstacle, reason_of_refusal, refused_pods
 from kubedistill_operator.core.outcomes import Broken, Remedy
 from kubedistill_operator.core.pipeline import Step
 from kubedistill_operator.core.plans import Manifest
@@ -37,6 +38,8 @@ class Starts:
     reason: str
     message: str
     apply: tuple[Manifest, ...] = ()
+    again: timedelta = timedelta(seconds=5)
+    """When to look again."""
 
 
 def teacher_of(world: World, step: Step, attempt: SeenJob) -> Answers | Starts | Broken:
@@ -44,7 +47,7 @@ def teacher_of(world: World, step: Step, attempt: SeenJob) -> Answers | Starts |
     name = step.key.teacher
     seen = world.seen.teacher(name, attempt.attempt)
     if seen is None:
-        return Starts(Reason.TEACHER_STARTING, f"Teacher {name} starts.", made(world, name, attempt))
+        return _not_made(world, step, attempt)
     if seen.answered:
         return Answers()
     serving = world.job.spec.teacher(name).serving or Serving()
@@ -63,8 +66,26 @@ def teacher_of(world: World, step: Step, attempt: SeenJob) -> Answers | Starts |
     if waiting is not None and limit is not None and age > timedelta(seconds=limit):
         text = f"Teacher {name} is still waiting after {limit} s (pendingDeadlineSeconds): {_words(seen, waiting)}"
         return _broken(step, attempt, waiting, waiting.waiting_reason, text, Remedy.NONE)
+    if seen.pods_refused and not seen.pods:
+        if limit is not None and age > timedelta(seconds=limit):
+            text = (
+                f"The pods of teacher {name} were refused for {limit} s (pendingDeadlineSeconds): {seen.pods_refused}"
+            )
+            return _broken(step, attempt, None, reason_of_refusal(seen.pods_refused), text, Remedy.NONE)
+        return Starts(reason_of_refusal(seen.pods_refused), refused_pods(f"teacher {name}", seen.pods_refused))
     reason = waiting.waiting_reason if waiting else Reason.TEACHER_STARTING
     return Starts(reason, f"Teacher {name} is not ready: {_words(seen, waiting)}")
+
+
+def _not_made(world: World, step: Step, attempt: SeenJob) -> Starts | Broken:
+    """Ask for the teacher, unless something stands in its way."""
+    wanted = made(world, step.key.teacher, attempt)
+    hindered = obstacle(world, wanted)
+    if hindered is None:
+        return Starts(Reason.TEACHER_STARTING, f"Teacher {step.key.teacher} starts.", wanted)
+    if hindered.overdue:
+        return _broken(step, attempt, None, hindered.reason, hindered.message, Remedy.NONE)
+    return Starts(hindered.reason, hindered.message, again=hindered.again)
 
 
 def made(world: World, name: str, attempt: SeenJob) -> tuple[Manifest, ...]:
@@ -82,7 +103,7 @@ def made(world: World, name: str, attempt: SeenJob) -> tuple[Manifest, ...]:
 def _words(teacher: SeenTeacher, waiting: SeenPod | None) -> str:
     if waiting is not None:
         return f"pod {waiting.name} waits ({waiting.waiting_reason}): {waiting.waiting_message or 'no reason given'}"
-    return teacher.message or "its server is loading the model"
+    return teacher.pods_refused or teacher.message or "its server is loading the model"
 
 
 def _crash(name: str, pod: SeenPod) -> str:

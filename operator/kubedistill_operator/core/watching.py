@@ -17,6 +17,7 @@ from kubedistill_api.status import (
 )
 from kubedistill_operator.core import records
 from kubedistill_operator.core.conditions import Reason, with_condition
+from kubedistill_operator.core.obstacles import obstacle, reason_of_refusal, refused_pods
 from kubedistill_operator.core.outcomes import Broken, Remedy
 from kubedistill_operator.core.pipeline import Step
 from kubedistill_operator.core.plans import Plan, Ref
@@ -41,7 +42,12 @@ def watch(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
     status = _progressed(world, status, step, attempt, progress)
     every = timedelta(seconds=world.settings.progress_seconds)
     lost = step.served_teacher and world.seen.teacher(step.key.teacher, attempt.attempt) is None
-    return Plan(status, apply=made(world, step.key.teacher, attempt) if lost else (), check_in=every)
+    wanted = made(world, step.key.teacher, attempt) if lost else ()
+    hindered = obstacle(world, wanted)
+    if hindered is not None:
+        status = records.going_on(status, step, world.now, hindered.reason, hindered.message)
+        return Plan(status, check_in=min(hindered.again, every) if not hindered.overdue else every)
+    return Plan(status, apply=wanted, check_in=every)
 
 
 def _until_taught(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
@@ -52,10 +58,10 @@ def _until_taught(world: World, status: Status, step: Step, attempt: SeenJob) ->
             status = with_condition(status, ConditionType.TEACHER_READY, True, Reason.TEACHER_ANSWERED, text, world.now)
             status = records.going_on(status, step, world.now, Reason.STARTING, "The teacher answers; asking starts.")
             return Plan(status, start=(Ref("Job", attempt.name, attempt.uid),), check_in=PATIENCE)
-        case Starts(reason, message, apply):
+        case Starts(reason, message, apply, again):
             status = with_condition(status, ConditionType.TEACHER_READY, False, reason, message, world.now)
             status = records.going_on(status, step, world.now, reason, message, phase=Phase.STARTING_TEACHER)
-            return Plan(status, apply=apply, check_in=PATIENCE)
+            return Plan(status, apply=apply, check_in=again)
         case Broken() as broken:
             text = broken.failure.message
             status = with_condition(status, ConditionType.TEACHER_READY, False, broken.failure.reason, text, world.now)
@@ -88,6 +94,9 @@ def _progressed(world: World, status: Status, step: Step, attempt: SeenJob, prog
         return records.going_on(status, step, world.now, waiting.waiting_reason, _waits(waiting))
     if attempt.state is JobState.SUSPENDED:
         return records.going_on(status, step, world.now, Reason.WAITING, "The Job waits for its queue to admit it.")
+    if attempt.pods_refused and not attempt.pods:
+        text = refused_pods(f"Job/{attempt.name}", attempt.pods_refused)
+        return records.going_on(status, step, world.now, reason_of_refusal(attempt.pods_refused), text)
     if not running:
         return records.going_on(status, step, world.now, Reason.STARTING, f"Attempt {attempt.attempt} starts.")
     return records.going_on(status, step, world.now, Reason.RUNNING, f"Attempt {attempt.attempt} runs.")
@@ -114,6 +123,12 @@ def _pending_too_long(world: World, attempt: SeenJob) -> Broken | None:
             text = f"{_waits(pod)} (longer than spec.runPolicy.pendingDeadlineSeconds, {limit} s)"
             reason = pod.waiting_reason or Reason.POD_PENDING
             return _stopped(attempt, pod, FailureClass.INFRASTRUCTURE, reason, text, Remedy.NONE)
+    age = since(attempt.started_at or attempt.created_at, world.now)
+    if attempt.pods_refused and not attempt.pods and age > timedelta(seconds=limit):
+        text = f"{refused_pods(f'Job/{attempt.name}', attempt.pods_refused)} (for longer than "
+        text += f"spec.runPolicy.pendingDeadlineSeconds, {limit} s)"
+        reason = reason_of_refusal(attempt.pods_refused)
+        return _stopped(attempt, None, FailureClass.INFRASTRUCTURE, reason, text, Remedy.NONE)
     return None
 
 

@@ -11,7 +11,13 @@ from typing import Protocol
 
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.status import Status
-from kubedistill_operator.cluster.errors import ForeignObjectError, LeadershipLostError, RefusedError, UnavailableError
+from kubedistill_operator.cluster.errors import (
+    ChildRefusedError,
+    ForeignObjectError,
+    LeadershipLostError,
+    RefusedError,
+    UnavailableError,
+)
 from kubedistill_operator.cluster.kubernetes import KubernetesCluster, UnreadableJobError
 from kubedistill_operator.core.planner import plan, refuse
 from kubedistill_operator.core.ports import ConflictError
@@ -122,6 +128,10 @@ class Reconciler:
             # The next observation says so, and the plan tells the user.
             log.info("%s: %s", key, error.message)
             return "foreign", 0.0 if self._failed(key) == 1 else self._pause(key)
+        except ChildRefusedError as error:
+            # As above; when to ask again is for the plan to say.
+            log.info("%s: the API server refused %s", key, error.message)
+            return "refused", 0.0 if self._failed(key) == 1 else self._pause(key)
         except RefusedError as error:
             self._failed(key)
             log.warning("%s: the API server refused: %s", key, error)

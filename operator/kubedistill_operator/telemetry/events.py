@@ -14,12 +14,15 @@ from typing import Any
 from kubedistill_api.base import GROUP, KIND, VERSION
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.status import Condition, ConditionStatus, ConditionType, StageState, Status
+from kubedistill_operator.core.conditions import Reason
 
 CONTROLLER = f"{GROUP}/operator"
 NOTE_LIMIT = 1024
 """Characters that the API server takes."""
 WARNING_WHEN_TRUE = frozenset({ConditionType.STALLED.value})
 WARNING_WHEN_FALSE = frozenset({ConditionType.ACCEPTED.value, ConditionType.SUCCEEDED.value})
+HINDRANCES = frozenset({Reason.NAME_TAKEN, Reason.QUOTA_EXCEEDED, Reason.REFUSED})
+"""Reasons to wait that somebody in the namespace can do something about."""
 SILENT = frozenset({ConditionType.RECONCILING.value})
 """It only repeats what the others say."""
 
@@ -55,6 +58,9 @@ def notes(before: Status, after: Status) -> Iterator[Note]:
         where = f" in pod {failure.pod}" if failure.pod else ""
         text = f"{failure.stage} failed{where} ({failure.class_}): {failure.message}"
         yield Note("StageFailed", text, warning=True, action=failure.stage)
+    if after.reason in HINDRANCES and after.reason != before.reason and not after.finished:
+        waits = after.condition(ConditionType.RECONCILING)
+        yield Note(after.reason, waits.message if waits else after.reason, warning=True, action=after.current_stage)
     for condition in after.conditions:
         old_condition = next((c for c in before.conditions if c.type == condition.type), None)
         if _is_news(condition, old_condition):
