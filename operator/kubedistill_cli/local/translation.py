@@ -12,11 +12,15 @@ from urllib.parse import urlsplit
 from kubedistill_api import environment
 from kubedistill_cli.local.folders import JobFolder
 from kubedistill_operator.manifests import pods
+from kubedistill_operator.manifests.stage_job import ENTRYPOINT
 
 
 def command_of(container: Mapping[str, Any], folder: JobFolder, port: int) -> list[str]:
-    """The container's command with this machine's Python, folders and port."""
-    words = [*container.get("command", []), *container.get("args", [])]
+    """The container's command, or that of the trainer's image, with this machine's Python, folders and port.
+
+    The leash does here what tini does there.
+    """
+    words = [*container.get("command", ENTRYPOINT), *container.get("args", [])]
     python = [sys.executable if word in ("python", "python3") and i == 0 else word for i, word in enumerate(words)]
     served = [f"--port={port}" if word.startswith("--port=") else word for word in python]
     return [_with_folders(word, folder) for word in served]

@@ -17,6 +17,9 @@ from kubedistill_operator.manifests.run_file import KEY
 from kubedistill_operator.manifests.workspace import claims
 
 CONTAINER = "stage"
+ENTRYPOINT = ("python", "-m", "kubedistill_trainer")
+"""What the image's ENTRYPOINT starts behind tini, which passes SIGTERM on and reaps what workers leave. The Job gives
+only arguments: a command would put Python in tini's place."""
 
 REQUESTS = {
     Stage.PREPARE: {"cpu": "250m", "memory": "1Gi"},
@@ -115,7 +118,7 @@ def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[
         "name": CONTAINER,
         "image": defaults.trainer_image,
         "imagePullPolicy": defaults.image_pull_policy,
-        "command": ["python", "-m", "kubedistill_trainer", run.stage.lower()],
+        "args": [run.stage.lower()],
         "env": pods.environment_list(pods.HOME, template, _api_key(run)),
         "envFrom": pods.credentials(job),
         "ports": [{"name": "metrics", "containerPort": environment.PORT_DEFAULT}],
