@@ -62,8 +62,26 @@ class OnGateFailure(StrEnum):
     WARN = "Warn"
 
 
+TIMED = (Metric.LATENCY, Metric.THROUGHPUT)
+"""Measured on the trained student, and on a teacher whose weights are at hand."""
+
+
 class Gate(Model):
     """What must hold before the model is published."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="!(self.of == 'RetainedShare' && self.metric == 'TeacherKL') && "
+            "!(self.of == 'Change' && self.metric in ['Latency', 'Throughput'])",
+            message="this gate could never be measured (a teacher's divergence from itself is 0, and the untrained "
+            "student is not timed): write of: Student",
+            holds=lambda gate: (
+                not (gate.of is GateOf.RETAINED_SHARE and gate.metric is Metric.TEACHER_KL)
+                and not (gate.of is GateOf.CHANGE and gate.metric in TIMED)
+            ),
+            field="of",
+        ),
+    )
 
     metric: Metric
     """One of `metrics`."""
@@ -86,6 +104,24 @@ class Evaluation(Model):
             message="a gate's metric must be one of evaluation.metrics: add it there",
             holds=lambda evaluation: all(gate.metric in evaluation.metrics for gate in evaluation.gates),
             field="gates",
+        ),
+        Rule(
+            cel="'Teacher' in self.compareWith || self.gates.all(gate, gate.of != 'RetainedShare')",
+            message="a gate of: RetainedShare needs the teacher's number: write Teacher in evaluation.compareWith",
+            holds=lambda evaluation: (
+                Compare.TEACHER in evaluation.compare_with
+                or all(gate.of is not GateOf.RETAINED_SHARE for gate in evaluation.gates)
+            ),
+            field="compareWith",
+        ),
+        Rule(
+            cel="'Student' in self.compareWith || self.gates.all(gate, gate.of != 'Change')",
+            message="a gate of: Change needs the untrained student's number: write Student in evaluation.compareWith",
+            holds=lambda evaluation: (
+                Compare.STUDENT in evaluation.compare_with
+                or all(gate.of is not GateOf.CHANGE for gate in evaluation.gates)
+            ),
+            field="compareWith",
         ),
     )
 

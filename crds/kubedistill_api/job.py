@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kubedistill_api.base import GROUP, KIND, VERSION, Model, Task, Tolerant
 from kubedistill_api.data import Data
-from kubedistill_api.evaluation import Evaluation, Metric
+from kubedistill_api.evaluation import TIMED, Evaluation, Gate, GateOf, Metric
 from kubedistill_api.generation import Generation, Signal
 from kubedistill_api.output import Format, Output
 from kubedistill_api.placement import Credentials, RunPolicy, Scheduling, StageTemplate, Workspace
@@ -22,6 +22,13 @@ from kubedistill_api.uris import overlaps
 BUILT_TASKS = (Task.CONVERSATION, Task.CLASSIFICATION, Task.QUESTION_ANSWERING)
 EXTERNAL_TOP_K = 20
 """The OpenAI API gives at most so many logprobs for a position."""
+
+
+def _by_logprobs(gate: Gate) -> bool:
+    """Whether a gate's number is made from the logprobs that the teacher gave for its own answers."""
+    if gate.metric is Metric.PERPLEXITY:
+        return gate.of is GateOf.RETAINED_SHARE
+    return gate.metric in (Metric.TEACHER_KL, Metric.TEACHER_AGREEMENT)
 
 
 class DistillationJobSpec(Model):
@@ -108,6 +115,27 @@ class DistillationJobSpec(Model):
             message="Accuracy needs labels: use it with task: Classification or QuestionAnswering",
             holds=lambda spec: Metric.ACCURACY not in spec.evaluation.metrics or spec.task is not Task.CONVERSATION,
             field="evaluation.metrics",
+        ),
+        Rule(
+            cel="self.generation.signal == 'TopK' || self.evaluation.gates.all(gate, !(gate.metric in ['TeacherKL', "
+            "'TeacherAgreement']) && !(gate.metric == 'Perplexity' && gate.of == 'RetainedShare'))",
+            message="a gate on TeacherKL, on TeacherAgreement or on the retained share of Perplexity is measured by "
+            "the teacher's logprobs: write generation.signal: TopK",
+            holds=lambda spec: (
+                spec.generation.signal is Signal.TOP_K or not any(map(_by_logprobs, spec.evaluation.gates))
+            ),
+            field="evaluation.gates",
+        ),
+        Rule(
+            cel="has(self.student.prunedFrom) || self.evaluation.gates.all(gate, gate.of != 'RetainedShare' || "
+            "!(gate.metric in ['Latency', 'Throughput']))",
+            message="a teacher is timed only where the student is pruned from it: write student.prunedFrom, or no gate "
+            "on the retained share of Latency or Throughput",
+            holds=lambda spec: (
+                spec.student.pruned_from is not None
+                or not any(gate.of is GateOf.RETAINED_SHARE and gate.metric in TIMED for gate in spec.evaluation.gates)
+            ),
+            field="evaluation.gates",
         ),
     )
 

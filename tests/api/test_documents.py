@@ -73,6 +73,10 @@ def test_all_problems_come_at_once_with_their_paths() -> None:
     assert [line.split(":")[0] for line in found] == ["spec.task", "spec.data.train.uri", "spec.training.nodes"]
 
 
+def gate(metric: str, of: str = "Student") -> dict[str, Any]:
+    return {"metric": metric, "of": of, "operator": ">=", "value": 0.5}
+
+
 REFUSALS = {
     "unknown field": ("trainig", {}, "spec.trainig: there is no such field"),
     "missing field": ("output", {}, "spec.output.uri: this field is required"),
@@ -89,6 +93,33 @@ REFUSALS = {
         [{"metric": "Accuracy", "operator": ">=", "value": 1}],
         "a gate's metric",
     ),
+    "divergence without scores": ("evaluation.gates", [gate("TeacherKL")], "write generation.signal: TopK"),
+    "agreement without scores": ("evaluation.gates", [gate("TeacherAgreement")], "write generation.signal: TopK"),
+    "perplexity's share without scores": (
+        "evaluation.gates",
+        [gate("Perplexity", "RetainedShare")],
+        "write generation.signal: TopK",
+    ),
+    "share without the teacher": (
+        "evaluation",
+        {"compareWith": ["Student"], "gates": [gate("ROUGE", "RetainedShare")]},
+        "spec.evaluation.compareWith: a gate of: RetainedShare needs",
+    ),
+    "change without the student": (
+        "evaluation",
+        {"compareWith": ["Teacher"], "gates": [gate("ROUGE", "Change")]},
+        "spec.evaluation.compareWith: a gate of: Change needs",
+    ),
+    "a teacher that is not timed": (
+        "evaluation.gates",
+        [gate("Latency", "RetainedShare")],
+        "a teacher is timed only where the student is pruned from it",
+    ),
+    "change of speed": (
+        "evaluation.gates",
+        [gate("Throughput", "Change")],
+        "spec.evaluation.gates[0].of: this gate could never be measured",
+    ),
     "objective of tomorrow": ("training.objective.type", "ReverseKL", "not built yet"),
     "format of tomorrow": ("output.formats", ["GGUF"], "not built yet"),
 }
@@ -97,6 +128,19 @@ REFUSALS = {
 @pytest.mark.parametrize(("path", "value", "expected"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_a_bad_spec_is_told_what_to_write(path: str, value: Any, expected: str) -> None:
     assert any(expected in line for line in problems(changed(path, value)))
+
+
+SOUND = {
+    "perplexity needs no scores": {"gates": [gate("Perplexity"), gate("Perplexity", "Change")]},
+    "the student alone is enough": {"compareWith": ["Student"], "gates": [gate("ROUGE", "Change")]},
+    "the teacher alone is enough": {"compareWith": ["Teacher"], "gates": [gate("ROUGE", "RetainedShare")]},
+    "neither is needed": {"compareWith": [], "gates": [gate("ROUGE"), gate("Latency")]},
+}
+
+
+@pytest.mark.parametrize("evaluation", SOUND.values(), ids=SOUND.keys())
+def test_a_gate_that_can_be_measured_is_taken(evaluation: dict[str, Any]) -> None:
+    assert parse_job(changed("evaluation", evaluation)).spec.evaluation.gates
 
 
 def test_a_name_too_long_for_pods_is_refused() -> None:

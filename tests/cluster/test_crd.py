@@ -28,6 +28,11 @@ KIND = ("kubedistill.io", "v1alpha1", "default", "distillationjobs")
 MODEL = {"uri": "hf://acme/teacher"}
 EXTERNAL = {"url": "https://teacher.example/v1", "model": "m", "termsAccepted": True}
 
+
+def a_gate(metric: str, of: str = "Student") -> dict[str, Any]:
+    return {"metric": metric, "of": of, "operator": ">=", "value": 0.5}
+
+
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "task": ({"task": "Math"}, "this task is not built yet"),
     "labels": ({"task": "Classification"}, "write data.labels with at least two"),
@@ -51,6 +56,38 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "gate-without-metric": (
         {"evaluation": {"metrics": ["ROUGE"], "gates": [{"metric": "BLEU", "operator": ">=", "value": 1}]}},
         "a gate's metric must be one of evaluation.metrics",
+    ),
+    "kl-gate-without-logprobs": (
+        {"evaluation": {"gates": [a_gate("TeacherKL")]}},
+        "a gate on TeacherKL, on TeacherAgreement or on the retained share of Perplexity",
+    ),
+    "agreement-gate-without-logprobs": (
+        {"evaluation": {"gates": [a_gate("TeacherAgreement")]}},
+        "write generation.signal: TopK",
+    ),
+    "perplexity-share-without-logprobs": (
+        {"evaluation": {"gates": [a_gate("Perplexity", "RetainedShare")]}},
+        "write generation.signal: TopK",
+    ),
+    "timed-teacher": (
+        {"evaluation": {"gates": [a_gate("Latency", "RetainedShare")]}},
+        "a teacher is timed only where the student is pruned from it",
+    ),
+    "share-of-divergence": (
+        {"generation": {"signal": "TopK"}, "evaluation": {"gates": [a_gate("TeacherKL", "RetainedShare")]}},
+        "this gate could never be measured",
+    ),
+    "change-of-speed": (
+        {"evaluation": {"gates": [a_gate("Throughput", "Change")]}},
+        "this gate could never be measured",
+    ),
+    "share-without-teacher": (
+        {"evaluation": {"compareWith": ["Student"], "gates": [a_gate("ROUGE", "RetainedShare")]}},
+        "write Teacher in evaluation.compareWith",
+    ),
+    "change-without-student": (
+        {"evaluation": {"compareWith": ["Teacher"], "gates": [a_gate("ROUGE", "Change")]}},
+        "write Student in evaluation.compareWith",
     ),
     "qlora": ({"student.adapter": {"type": "QLoRA"}}, "QLoRA is not built yet"),
     "vllm-batch": ({"teachers.0.batch.engine": "VLLM"}, "the in-process vLLM engine is not built yet"),
