@@ -169,6 +169,25 @@ async def test_a_teacher_that_never_answers_is_tried_again_and_then_given_up(kit
     assert not any(kind in ("Deployment", "Job") and "generate" in name for kind, name in cluster.objects)
 
 
+async def test_the_phase_stays_with_the_teacher_from_one_attempt_of_it_to_the_next(
+    kit: Kit, settings: Settings
+) -> None:
+    job = kit["a_job"](
+        teachers=[{"name": "big", "model": {"uri": "hf://acme/big"}, "serving": {"startupTimeoutSeconds": 60}}],
+    )
+    cluster = kit["MemoryCluster"](job, teacher_answers=False)
+    await kit["until"](cluster, settings, lambda status: status.current_stage == "Generate:big")
+    phases = []
+    for _ in range(40):
+        phases.append(cluster.asked.status.phase)
+        await kit["one_pass"](cluster, settings)
+        cluster.now += timedelta(seconds=5)
+    assert len([name for name in cluster.made if "generate" in name]) > 1
+    assert set(phases) == {Phase.STARTING_TEACHER}
+    cluster.teacher_answers = True
+    await kit["until"](cluster, settings, lambda status: status.phase is Phase.GENERATING)
+
+
 @pytest.mark.parametrize("code", [64, 65, 66])
 async def test_a_permanent_failure_is_not_tried_again(kit: Kit, settings: Settings, code: int) -> None:
     cluster = kit["MemoryCluster"](

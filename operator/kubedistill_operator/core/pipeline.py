@@ -25,6 +25,11 @@ class Step:
         """As in the status."""
         return str(self.key)
 
+    @property
+    def first_phase(self) -> Phase:
+        """The phase until its work begins: a teacher of its own must start first, in every attempt."""
+        return Phase.STARTING_TEACHER if self.served_teacher else PHASE[self.key.stage]
+
 
 def pipeline(spec: DistillationJobSpec) -> tuple[Step, ...]:
     """The steps of a job, one after the other.

@@ -91,7 +91,8 @@ def _at(world: World, status: Status, step: Step, stage: StageStatus) -> Plan:
     attempt = stage.attempt + 1 if fresh else stage.attempt
     if fresh and (before := _earlier_attempt(world, step, attempt)) is not None:
         text = f"Attempt {before.attempt} is still ending; the next one starts when its pods are gone."
-        return Plan(records.going_on(status, step, world.now, Reason.STOPPING, text), check_in=PATIENCE)
+        waits = records.going_on(status, step, world.now, Reason.STOPPING, text, phase=step.first_phase)
+        return Plan(waits, check_in=PATIENCE)
     run = run_for(world.job, status, step.key, attempt, world.settings)
     seen = world.seen.job(step.key, attempt)
     if seen is None:
@@ -132,13 +133,15 @@ def _launch(world: World, status: Status, step: Step, run: Run) -> Plan:
         return _hindered(world, status, step, run.attempt, hindered)
     status = records.launched(status, run, step, run.attempt, job["metadata"]["name"], world.now)
     text = f"Attempt {run.attempt} starts."
-    return Plan(records.going_on(status, step, world.now, Reason.STARTING, text), apply=manifests, check_in=PATIENCE)
+    status = records.going_on(status, step, world.now, Reason.STARTING, text, phase=step.first_phase)
+    return Plan(status, apply=manifests, check_in=PATIENCE)
 
 
 def _hindered(world: World, status: Status, step: Step, attempt: int, by: Obstacle) -> Plan:
     """An attempt that cannot be made: told, and not recorded as started."""
     if not by.overdue:
-        return Plan(records.going_on(status, step, world.now, by.reason, by.message), check_in=by.again)
+        waits = records.going_on(status, step, world.now, by.reason, by.message, phase=step.first_phase)
+        return Plan(waits, check_in=by.again)
     failure = Failure(
         stage=step.name,
         attempt=attempt,

@@ -238,7 +238,7 @@ def retrying(
     )
     status = status.model_copy(update={"last_failure": failure.model_copy(update={"time": rfc3339(now)})})
     text = f"Attempt {failure.attempt} failed and is tried again: {failure.message}"
-    return going_on(status, step, now, Reason.RETRYING, text)
+    return going_on(status, step, now, Reason.RETRYING, text, phase=step.first_phase)
 
 
 def failed(status: Status, failure: Failure, now: datetime, *, step: Step | None = None) -> Status:
