@@ -13,6 +13,7 @@ from kubedistill_trainer.core.batching import Example
 from kubedistill_trainer.core.comparison import Measured
 from kubedistill_trainer.core.footprint import Size, Speed
 from kubedistill_trainer.evaluation import answering, reading, timing
+from kubedistill_trainer.models import at_ease
 
 TIMED_PROMPTS = 6
 TIMED_TOKENS = 24
@@ -95,14 +96,6 @@ class Meter:
         self.say(f"timing the {candidate.name}")
         prompts = [question.prompt_ids for question in self.exam.questions[:TIMED_PROMPTS]]
         return timing.measure(model, prompts, TIMED_TOKENS, candidate.end_ids, len(self.exam.tokenizer))
-
-
-def at_ease(model: Any) -> Any:
-    """The same model, in float32 if this CPU has no fast arithmetic for half precision. The weights stay what they
-    are; on AVX2 that is several times as fast.
-    """
-    slow = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
-    return model.float() if model.device.type == "cpu" and slow else model
 
 
 def size_of(model: Any) -> Size:
