@@ -23,8 +23,18 @@ def main(command: list[str]) -> int:
     """Run the command until it ends or the holder does."""
     _adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked = threading.Event()
+    child: subprocess.Popen[bytes] | None = None
+
+    def stop(*_: object) -> None:
+        asked.set()
+        if child is not None:
+            child.send_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)  # before the child is born: whoever ends us then would leave it without a leash
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
+    if asked.is_set():
+        child.send_signal(signal.SIGTERM)
     threading.Thread(target=_die_with_holder, daemon=True).start()
     code = child.wait()
     kill_descendants(os.getpid())
