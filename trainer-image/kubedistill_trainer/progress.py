@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -110,6 +112,15 @@ def metrics(report: ProgressReport) -> bytes:
     return bytes(generate_latest(registry))
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """No word of whoever asked and did not wait: while a large library is imported, answers take seconds."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve(board: ProgressBoard, port: int) -> ThreadingHTTPServer | None:
     """Show a board at `/progress` and `/metrics`, from a thread of its own. None: the port is taken."""
 
@@ -133,10 +144,9 @@ def serve(board: ProgressBoard, port: int) -> ThreadingHTTPServer | None:
             log.debug(format, *args)
 
     try:
-        server = ThreadingHTTPServer(("", port), Handler)
+        server = _Server(("", port), Handler)
     except OSError as error:
         log.warning("progress is not served: port %d: %s", port, error)
         return None
-    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
     return server
