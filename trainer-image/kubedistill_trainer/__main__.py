@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import cast
 
@@ -19,7 +20,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _hush_libraries()
     stages = {stage.lower(): stage for stage in Stage}
     asked = arguments[0].lower() if len(arguments) == 1 else ""
     if asked not in stages:
@@ -37,6 +38,12 @@ def main(arguments: list[str]) -> int:
         result = runtime.execute(run, context, module)
     runtime.write_termination_message(result)
     return runtime.exit_code(result)
+
+
+def _hush_libraries() -> None:
+    """Keep the log for what the stage says: how far it is, the progress endpoint tells. Ranks inherit this."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars obey it too, if it is set early
 
 
 def _refuse(stage: Stage, error: StageError) -> int:

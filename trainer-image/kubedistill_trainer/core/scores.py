@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from kubedistill_api.base import Task
 from kubedistill_trainer.core.answers import agrees, normalized
@@ -96,7 +97,7 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> float:
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> float:
     """Mean ROUGE-L F1 by rouge-score, 0 to 1."""
-    scorer = RougeScorer(["rougeL"])
+    scorer = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer())  # it is the default; unnamed, each call logs a line
     pairs = zip(answers, references, strict=True)
     return _mean([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
 
