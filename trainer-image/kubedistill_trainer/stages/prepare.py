@@ -53,26 +53,27 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
     Raises:
         BadConfiguration, BadData, NotFound: with a sentence that says what to write instead.
         Transient: a store, a hub or a teacher does not answer now.
+        Stopped: SIGTERM; nothing was committed.
     """
     spec = run.spec
     _refuse(spec)
-    context.progress.update(message="reading the data", total=5, unit="checks")
+    _begin(0, "reading the data", context)
     train = files.read(spec.data.train.uri)
     valid = files.read(spec.data.validation.uri) if spec.data.validation else None
     choice = choosing.choose(spec.data, spec.task, train.rows, valid.rows if valid else None)
-    context.progress.update(done=1, message="looking at the models")
+    _begin(1, "looking at the models", context)
     student, teachers = _looks(spec, context)
     notes = train.notes + (valid.notes if valid else []) + looking.settle_templates(spec, student, teachers)
     if spec.generation.signal is Signal.TOP_K:
         looking.check_tokens(student, teachers)
-    context.progress.update(done=2, message="measuring the prompts")
+    _begin(2, "measuring the prompts", context)
     lengths = _Lengths(student)
     choosing.fit(choice, lengths, _prompt_limit(spec, teachers))
     notes += _specials(choice, student)
-    context.progress.update(done=3, message="trying the output and the teachers")
+    _begin(3, "trying the output and the teachers", context)
     _try_output(run)
     _try_external(spec)
-    context.progress.update(done=4, message="writing")
+    _begin(4, "writing", context)
     expected = estimate(spec, student, teachers, [lengths(row) for row in choice.train], len(choice.valid))
     models = [look.resolved for look in (*teachers.values(), student)]
     text = report.render(choice, [lengths(row) for row in choice.train], expected, models, notes)
@@ -131,6 +132,13 @@ class _Lengths:
             )["input_ids"]
             self._known[row.row_id] = len(ids)
         return self._known[row.row_id]
+
+
+def _begin(done: int, message: str, context: StageContext) -> None:
+    """Go on to the next check, unless the stage is to stop."""
+    context.check_stopping()
+    context.log.info(message)
+    context.progress.update(done=done, total=5, unit="checks", message=message)
 
 
 def _refuse(spec: DistillationJobSpec) -> None:
