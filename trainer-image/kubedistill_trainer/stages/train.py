@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,7 +54,9 @@ def run(run: TrainRun, context: StageContext) -> Success:
         Stopped: SIGTERM; a complete checkpoint was written.
     """
     _refuse(run)
-    local = Path(tempfile.mkdtemp(prefix="train-", dir=_made(context.scratch)))
+    local = context.scratch / "train"
+    shutil.rmtree(local, ignore_errors=True)  # of an attempt that was killed
+    local.mkdir(parents=True)
     try:
         return _train(run, context, local)
     finally:
@@ -239,8 +240,3 @@ def _summary(outcome: Outcome, left_out: int) -> str:
     )
     long = f"; {left_out} rows were too long" if left_out else ""
     return f"{state.step} steps, last loss {state.loss or 0.0:.4g}{held_out}{long}."
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
