@@ -1,56 +1,19 @@
-"""Job documents as people write them: YAML in, a DistillationJob or a list of problems out.
-
-kubectl reads YAML as JSON does, so `2e-5` is a number there; PyYAML alone would read it as text. The loader here
-follows the core schema of YAML 1.2 for numbers and booleans.
-"""
+"""Job documents as people write them: YAML in, a DistillationJob or a list of problems out."""
 
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from kubedistill_api.base import GROUP, KIND, VERSION
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.rules import Problem, broken_rules, join
+from kubedistill_api.yaml12 import UnreadableError, read_documents
 
-
-class Yaml12Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the numbers and booleans of YAML 1.2, and without silent duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, as PyYAML makes it.
-
-        Raises:
-            yaml.constructor.ConstructorError: a key stands twice.
-        """
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key.value, str):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_RESOLVERS = {
-    "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    "tag:yaml.org,2002:int": (r"^[-+]?[0-9]+$", "-+0123456789"),
-    "tag:yaml.org,2002:float": (
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        "-+.0123456789",
-    ),
-    "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    "tag:yaml.org,2002:merge": (r"^(?:<<)$", ["<"]),
-}
-Yaml12Loader.yaml_implicit_resolvers = {}
-for _tag, (_pattern, _first) in _RESOLVERS.items():
-    Yaml12Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
-Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+SHOWN = 60
+"""Characters of a wrong value that are repeated."""
 
 
 class InvalidDocumentError(Exception):
@@ -68,14 +31,52 @@ def read_job(text: str) -> DistillationJob:
         InvalidDocumentError: it is not YAML, not one job, or breaks the schema or a rule; all problems at once.
     """
     try:
-        documents = [d for d in yaml.load_all(text, Yaml12Loader) if d is not None]
-    except yaml.YAMLError as error:
-        raise InvalidDocumentError([Problem("", f"this is not YAML: {_one_line(error)}")]) from error
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == "DistillationJob"]
-    if len(jobs) != 1:
-        found = f"{len(jobs)} of kind DistillationJob among {len(documents)} documents"
-        raise InvalidDocumentError([Problem("", f"write one DistillationJob in a file; found {found}")])
-    return parse_job(jobs[0])
+        documents, repeated = read_documents(text)
+    except UnreadableError as error:
+        raise InvalidDocumentError([Problem("", f"this is not YAML: {error}")]) from error
+    problems = [Problem("", sentence) for sentence in repeated]
+    document = _the_job_of(documents)
+    if "apiVersion" not in document:
+        problems.append(Problem("apiVersion", f"this field is required: write {GROUP}/{VERSION}"))
+    if "kind" not in document:
+        problems.append(Problem("kind", f"this field is required: write {KIND}"))
+    try:
+        job = parse_job(document)
+    except InvalidDocumentError as error:
+        raise InvalidDocumentError([*problems, *error.problems]) from error
+    if problems:
+        raise InvalidDocumentError(problems)
+    return job
+
+
+def _the_job_of(documents: list[Any]) -> dict[str, Any]:
+    """The one document that is a job, or is meant to be: other objects may stand beside it.
+
+    Raises:
+        InvalidDocumentError: there is none, or more than one.
+    """
+    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
+    if len(jobs) == 1:
+        return jobs[0]
+    if len(jobs) > 1:
+        raise _refusal("", f"there are {len(jobs)} DistillationJobs in this file: write one")
+    if not documents:
+        raise _refusal("", f"the file is empty: write one {KIND}")
+    if len(documents) > 1:
+        raise _refusal("", f"none of the {len(documents)} documents is of kind {KIND}: write one")
+    only = documents[0]
+    if not isinstance(only, dict):
+        what = (
+            "a list" if isinstance(only, list) else f"the text {only[:SHOWN]!r}" if isinstance(only, str) else "a value"
+        )
+        raise _refusal("", f"this is {what}: a {KIND} is a mapping with apiVersion, kind, metadata and spec")
+    if "kind" in only:
+        raise _refusal("kind", f"write {KIND} (found {_shown(only['kind'])})")
+    return only
+
+
+def _refusal(path: str, message: str) -> InvalidDocumentError:
+    return InvalidDocumentError([Problem(path, message)])
 
 
 def parse_job(document: dict[str, Any]) -> DistillationJob:
@@ -113,8 +114,13 @@ def _sentence(item: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return "this field is required"
     given = item.get("input")
-    shown = "" if isinstance(given, dict | list) else f" (found {given!r})"
+    shown = "" if isinstance(given, dict | list) else f" (found {_shown(given)})"
     return f"{item['msg'][:1].lower()}{item['msg'][1:]}{shown}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _without_nulls(value: Any) -> Any:
@@ -124,7 +130,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return value
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    return " ".join(str(error).split())

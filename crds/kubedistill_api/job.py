@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kubedistill_api.base import GROUP, KIND, VERSION, Model, Task, Tolerant
+from kubedistill_api.base import DNS_LABEL, GROUP, KIND, VERSION, Model, Task, Tolerant
 from kubedistill_api.data import Data
 from kubedistill_api.evaluation import TIMED, Evaluation, Gate, GateOf, Metric
 from kubedistill_api.generation import Generation, Signal
@@ -232,7 +233,7 @@ NAME_LIMIT_RULE = Rule(
     cel="self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
     message="the name of a DistillationJob is a DNS label of at most 40 characters (no dots), since its pods' names "
     "are made from it",
-    holds=lambda job: len(job.metadata.name) <= 40 and "." not in job.metadata.name,
+    holds=lambda job: len(job.metadata.name) <= 40 and re.fullmatch(DNS_LABEL, job.metadata.name) is not None,
     field="metadata.name",
 )
 

@@ -7,6 +7,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -28,8 +29,17 @@ from kubedistill_operator.core.settings import Settings
 
 app = typer.Typer(
     name="kubedistill",
-    help="Distil a large language model into a small one, on this machine or on Kubernetes.",
+    help="""Distil a large language model into a small one, without a cluster.
+
+A job is a YAML file with one DistillationJob, the same that `kubectl apply` takes. Begin with
+
+    kubedistill validate job.yaml
+    kubedistill run job.yaml
+
+On a cluster, the operator does what `run` does here: see `kubectl get dj`.""",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -47,14 +57,36 @@ class Output(StrEnum):
 
 
 JobFile = Annotated[Path, typer.Argument(help="A YAML file with one DistillationJob.", show_default=False)]
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for machines.")]
-RootOption = Annotated[Path, typer.Option("--root", help="Where jobs keep their state, models and logs.")]
-NameArgument = Annotated[str, typer.Argument(help="The job's name; without it, the newest.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="For people (text) or machines (json).")]
+RootOption = Annotated[Path, typer.Option("--root", help="The folder where jobs keep their state, workspace and logs.")]
+AnyName = Annotated[str, typer.Argument(help="The job's name; without it, all jobs are listed.", show_default=False)]
+OneName = Annotated[str, typer.Argument(help="The job's name; without it, the newest.", show_default=False)]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(version("kubedistill"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command; its help is the app's."""
 
 
 @app.command()
 def validate(file: JobFile, output: OutputOption = Output.TEXT) -> None:
-    """Check a job file: all problems at once, with their field paths. Exit code 64 if there are any."""
+    """Check a job file: all problems at once, with their field paths.
+
+    Nothing is started or downloaded. The rules are those of the API server; files and models are looked at only when
+    the job runs.
+
+    Exit codes: 0, the job is sound; 64, it is not.
+    """
     found: list[Problem] = []
     try:
         documents.load(file)
@@ -72,10 +104,16 @@ def validate(file: JobFile, output: OutputOption = Output.TEXT) -> None:
 def show_plan(
     file: JobFile,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every stage, not only what the first pass would make.")
+        bool, typer.Option("--all", help="Every stage with its teacher, not only what would be made first.")
     ] = False,
 ) -> None:
-    """Print the Kubernetes objects that a job would make, as YAML."""
+    """Print the Kubernetes objects that a job would make, as YAML.
+
+    For reading and reviewing: the operator makes them, one stage after the other. With `--all`, what only a run can
+    know (digests of outputs, uids) is a placeholder.
+
+    Exit codes: 0, printed; 64, the file is wrong.
+    """
     job = _load(file)
     make = preview.all_stages if everything else preview.first_pass
     print(documents.as_yaml(make(job, datetime.now(UTC), Settings(local_files=True))), end="")
@@ -87,13 +125,17 @@ def run(
     output: OutputOption = Output.TEXT,
     root: RootOption = Path(ROOT),
     again: Annotated[
-        bool, typer.Option("--again", help="Look at a finished job anew; what is still true is reused.")
+        bool,
+        typer.Option("--again", help="Go through a finished job again; stages whose input is the same are reused."),
     ] = False,
 ) -> None:
     """Run a job on this machine. Ctrl-C suspends it; the same command goes on.
 
-    Paths in file:// URIs are relative to the job's file. Exit code 0: there is a model; 1: it failed; 64: the file is
-    wrong; 130: it was suspended.
+    The stages run as processes; the extra `kubedistill[trainer]` installs what they need. Paths in `file://` URIs are
+    relative to the job's file. Ctrl-C stops at a checkpoint, a second Ctrl-C kills.
+
+    Exit codes: 0, there is a model; 1, it failed; 64, the file is wrong; 75, another run works on this job; 130, it was
+    suspended.
     """
     job = _load(file, output)
     folder = JobFolder(root.resolve(), job.metadata.name)
@@ -113,8 +155,11 @@ def run(
 
 
 @app.command(name="status")
-def show_status(name: NameArgument = "", output: OutputOption = Output.TEXT, root: RootOption = Path(ROOT)) -> None:
-    """Show the jobs of this folder, or one of them."""
+def show_status(name: AnyName = "", output: OutputOption = Output.TEXT, root: RootOption = Path(ROOT)) -> None:
+    """List the jobs that ran here, or show one of them.
+
+    Exit codes: 0, shown; 1, there is no such job.
+    """
     if not name:
         _list_jobs(root, output)
         return
@@ -133,8 +178,11 @@ def show_status(name: NameArgument = "", output: OutputOption = Output.TEXT, roo
 
 
 @app.command()
-def report(name: NameArgument = "", root: RootOption = Path(ROOT)) -> None:
-    """Print the comparison of a finished job and where its report lies."""
+def report(name: OneName = "", root: RootOption = Path(ROOT)) -> None:
+    """Print how the student compares with its teacher and its former self, and where the report lies.
+
+    Exit codes: 0, printed; 1, there is no such job, or it has not been evaluated.
+    """
     folder, record = _recorded(root, name)
     if not record.status.evaluation:
         print(f"{record.name} has not been evaluated yet (it is {record.status.phase})", file=sys.stderr)

@@ -24,9 +24,11 @@ def load(path: Path) -> DistillationJob:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InvalidDocumentError([Problem("", f"{path} cannot be read: {error.strerror}")]) from error
+        raise InvalidDocumentError([Problem("", f"this file cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
-        raise InvalidDocumentError([Problem("", f"{path} is not UTF-8 (byte {error.start})")]) from error
+        raise InvalidDocumentError(
+            [Problem("", f"this is no text in UTF-8 (byte {error.start + 1} cannot be read); is it the right file?")]
+        ) from error
     job = read_job(text)
     spec = DistillationJobSpec.model_validate(
         _rebased(job.spec.model_dump(mode="json", by_alias=True, exclude_none=True), str(path.resolve().parent))
