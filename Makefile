@@ -47,7 +47,7 @@ generate: .venv/.dev ## Write what is generated: the CRD, the chart's copy of it
 # --- Without a cluster -------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: .venv/.trainer ## A distilled student on this machine, no cluster: about twenty minutes on two cores
+demo: .venv/.trainer ## A distilled student on this machine, no cluster: about eight minutes on two cores
 	$(BIN)/python examples/models/fetch_smollm2.py
 	$(BIN)/kubedistill run examples/01-quickstart.yaml
 
@@ -88,6 +88,6 @@ test: .venv/.dev check ## make check, and the CRD, the chart and the operator ag
 	$(BIN)/pytest -m "cluster and not slow" tests/cluster --ignore tests/cluster/e2e
 
 .PHONY: test-slow
-test-slow: .venv/.dev cluster ## The tests of minutes: training, evaluation and the rig (not yet in `make test`)
-	$(BIN)/pytest -m "slow or s3 or vllm" tests/trainer tests/examples tests/unit_operator
+test-slow: .venv/.dev cluster ## The tests of minutes: training, evaluation, interrupted pipelines and the rig (not yet in `make test`)
+	$(BIN)/pytest -m "slow or s3 or vllm" tests/trainer tests/examples tests/unit_operator tests/pipeline
 	$(BIN)/pytest -m cluster tests/cluster/test_rig.py

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent)
 
-from rig import images  # noqa: E402 - the path must be right first
+from rig import images, node  # noqa: E402 - the path must be right first
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATOR = "localhost/kubedistill/operator:dev"
@@ -97,6 +97,7 @@ def main() -> int:
     if unknown := set(options.name) - set(known):
         parser.error(f"there is no image {', '.join(sorted(unknown))}")
     if images.uses_rig():
+        node.install_packages()
         images.build_base()
     for name, recipe in known.items():
         if not options.name or name in options.name:
