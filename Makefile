@@ -59,6 +59,10 @@ check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: two to t
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -m "not slow and not s3 and not vllm and not cluster"
 
+.PHONY: bench
+bench: .venv/.dev ## What the losses cost: memory, time, bytes; 14 GiB of free memory, a quiet machine
+	$(BIN)/python tests/bench/bench_loss.py
+
 # --- With a real Kubernetes --------------------------------------------------------------------------------------
 
 .PHONY: cluster
