@@ -1,4 +1,4 @@
-"""A teacher small enough for milliseconds: a Llama with two layers and a tokenizer of bytes."""
+"""A teacher small enough for milliseconds (a Llama with two layers, a tokenizer of bytes), and a bucket."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -55,3 +56,12 @@ def tiny_folder(tiny_model: Any, tiny_tokenizer: Any, tmp_path_factory: pytest.T
     tiny_model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def s3_bucket(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a bucket on a real S3 server, which the environment points to."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem(endpoint_url=s3_server.endpoint, skip_instance_cache=True).mkdirs("models", exist_ok=True)
+    return "s3://models"

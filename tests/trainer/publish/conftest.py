@@ -9,7 +9,6 @@ from threading import Event
 from typing import Any
 
 import pytest
-import s3fs
 
 from kubedistill_api.base import Stage
 from kubedistill_api.data import Data, DataRef
@@ -28,15 +27,6 @@ from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.stages import publish
 from kubedistill_trainer.store import manifests
 from kubedistill_trainer.store.workspace import Workspace
-
-
-@pytest.fixture
-def s3_bucket(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a bucket on a real S3 server, which the environment points to."""
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem(endpoint_url=s3_server.endpoint, skip_instance_cache=True).mkdirs("models", exist_ok=True)
-    return "s3://models"
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])

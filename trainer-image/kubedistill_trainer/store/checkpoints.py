@@ -115,6 +115,7 @@ class Checkpoints:
         """The local folder of a complete checkpoint, downloaded if need be."""
         local = self.local(step)
         if self._workspace.local_path("") is None:
+            shutil.rmtree(local, ignore_errors=True)  # an earlier training may have left other files there
             self._workspace.fetch(f"{self._folder}/{_name(step)}", local)
         return local
 

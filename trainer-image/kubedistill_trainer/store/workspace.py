@@ -10,14 +10,14 @@ import os
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import s3fs
-from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from kubedistill_api import uris
 from kubedistill_api.environment import CLAIM_ROOT, CLAIM_ROOT_DEFAULT
@@ -141,13 +141,12 @@ class FolderWorkspace(Workspace):
 
     def exists(self, rel: str) -> bool:
         with _translated(self.uri(rel)):
-            return (self.path / rel).exists()
+            return any(_whole_files(self.path / rel))
 
     def files(self, rel: str) -> list[FileInfo]:
-        start = self.path / rel
         with _translated(self.uri(rel)):
-            found = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
-            return [self._info(path) for path in found if not path.name.startswith(_DRAFT)]
+            found = [self._info(path) for path in _whole_files(self.path / rel)]
+        return sorted((file for file in found if file is not None), key=lambda file: file.path)
 
     def remove(self, rel: str) -> None:
         path = self.path / rel
@@ -162,7 +161,7 @@ class FolderWorkspace(Workspace):
         with _translated(self.uri(rel)):
             local.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, local, dirs_exist_ok=True)
+                shutil.copytree(source, local, dirs_exist_ok=True, ignore=shutil.ignore_patterns(f"{_DRAFT}*"))
             else:
                 shutil.copyfile(source, local)
 
@@ -172,8 +171,12 @@ class FolderWorkspace(Workspace):
                 shutil.copyfile(source, draft)
                 os.replace(draft, self.path / target)
 
-    def _info(self, path: Path) -> FileInfo:
-        stat = path.stat()
+    def _info(self, path: Path) -> FileInfo | None:
+        """None: somebody removed it since it was found."""
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
         return FileInfo(path.relative_to(self.path).as_posix(), stat.st_size, str(stat.st_mtime_ns))
 
     @contextmanager
@@ -213,13 +216,19 @@ class BucketWorkspace(Workspace):
         with _translated(self.uri(rel)):
             try:
                 self.fs.pipe_file(self._key(rel), data, mode="create")
-            except FileExistsError:
-                return False
+            except OSError as error:
+                # s3fs makes FileExistsError only of answers that name the condition, as Amazon's do.
+                if isinstance(error, FileExistsError) or _code(error) in _SOMEBODY_WAS_FIRST:
+                    return False
+                raise
             return True
 
     def exists(self, rel: str) -> bool:
         with _translated(self.uri(rel)):
-            return bool(self.fs.exists(self._key(rel)))
+            if self.fs.exists(self._key(rel)):
+                return True
+            self.fs.call_s3("list_objects_v2", Bucket=self._bucket, MaxKeys=1)  # raises if there is no such bucket
+            return False
 
     def files(self, rel: str) -> list[FileInfo]:
         with _translated(self.uri(rel)):
@@ -231,10 +240,15 @@ class BucketWorkspace(Workspace):
         ]
 
     def remove(self, rel: str) -> None:
-        keys = [self._key(path) for path in self.list(rel)]
-        with _translated(self.uri(rel)), suppress(FileNotFoundError):
-            if keys:
-                self.fs.rm(keys)
+        keys = [self._key(path).removeprefix(f"{self._bucket}/") for path in self.list(rel)]
+        with _translated(self.uri(rel)):
+            for start in range(0, len(keys), _AT_ONCE):
+                objects = [{"Key": key} for key in keys[start : start + _AT_ONCE]]
+                # Not fs.rm: what a server refuses to remove it passes over in silence.
+                answer = self.fs.call_s3(
+                    "delete_objects", Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True}
+                )
+                _raise_first(answer.get("Errors", []))
 
     def fetch(self, rel: str, local: Path) -> None:
         paths = self.list(rel)
@@ -251,12 +265,19 @@ class BucketWorkspace(Workspace):
             with _translated(self.uri(target)):
                 self.fs.put_file(str(source), self._key(target))
 
+    @property
+    def _bucket(self) -> str:
+        return self.prefix.split("/")[0]
+
     def _key(self, rel: str) -> str:
         return f"{self.prefix}/{rel}".rstrip("/") if rel else self.prefix
 
 
 _DRAFT = ".draft-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_AT_ONCE = 1000
+"""Keys that S3 removes by one request."""
+_SOMEBODY_WAS_FIRST = ("PreconditionFailed", "412")
 
 
 def _pairs(local: Path, rel: str) -> list[tuple[Path, str]]:
@@ -264,6 +285,15 @@ def _pairs(local: Path, rel: str) -> list[tuple[Path, str]]:
         return [(local, rel)]
     files = sorted(path for path in local.rglob("*") if path.is_file())
     return [(path, f"{rel}/{path.relative_to(local).as_posix()}".lstrip("/")) for path in files]
+
+
+def _whole_files(start: Path) -> Iterator[Path]:
+    """Files at or below a path, without the drafts of writers that are at work or dead."""
+    if start.is_file():
+        yield start
+        return
+    for folder, _, names in os.walk(start):  # a folder that goes away meanwhile is passed over
+        yield from (Path(folder, name) for name in names if not name.startswith(_DRAFT))
 
 
 def _write_through(path: Path, data: bytes) -> None:
@@ -280,7 +310,7 @@ def _translated(uri: str) -> Iterator[None]:
         yield
     except StageError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise NotFound("FileNotFound", f"There is nothing at {uri}: {_words(error)}.") from error
     except (PermissionError, NoCredentialsError, PartialCredentialsError) as error:
         raise NotFound(
@@ -294,6 +324,20 @@ def _translated(uri: str) -> Iterator[None]:
         raise Transient("StoreUnavailable", f"{uri} cannot be reached now: {_words(error)}.") from error
     except BotoCoreError as error:
         raise Transient("StoreUnavailable", f"{uri} cannot be reached now: {_words(error)}.") from error
+
+
+def _code(error: BaseException) -> str:
+    """What an S3 server calls an error; empty if none of its answers caused it."""
+    cause = error.__cause__
+    return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, ClientError) else ""
+
+
+def _raise_first(errors: Sequence[Mapping[str, str]]) -> None:
+    """Raise what an S3 server answered for one of many keys as if it had been asked for that one alone."""
+    for error in errors:
+        code, words = error.get("Code", ""), f"{error.get('Key')}: {error.get('Message') or error.get('Code')}"
+        if code != "NoSuchKey":
+            raise PermissionError(words) if code in ("AccessDenied", "403") else OSError(errno.EIO, words)
 
 
 def _words(error: Exception) -> str:
