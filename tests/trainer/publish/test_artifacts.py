@@ -145,6 +145,20 @@ def test_a_crash_after_any_write_leaves_no_partial_model_and_the_next_attempt_fi
     assert writes == 1 + len(["claim", "withdraw manifest", *plan.files, "manifest", "remove claim"])
 
 
+def test_what_a_killed_attempt_was_copying_does_not_stay_with_the_model(output: Workspace, tmp_path: Path) -> None:
+    folder = output.local_path("")
+    if folder is None:
+        pytest.skip("a bucket keeps no drafts")
+    (folder / "adapter").mkdir(parents=True)
+    for draft in (".draft-0123", "adapter/.draft-4567"):
+        (folder / draft).write_bytes(b"half")
+    staged = a_model(tmp_path / "staged")
+    plan = plan_of(staged)
+    publish(output, staged, plan, Overwrite.NEVER, tmp_path)
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert there == {*plan.files, MANIFEST}
+
+
 def test_a_crash_while_replacing_never_shows_a_mixture_of_two_models(output: Workspace, tmp_path: Path) -> None:
     old, new = a_model(tmp_path / "old", extra="old-only.txt"), a_model(tmp_path / "new", "better")
     before, after = plan_of(old), plan_of(new, OUR_NEXT)

@@ -12,6 +12,7 @@ touched.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,8 @@ def publish(
     output.remove(MANIFEST)
     for path in sorted(found.owned - plan.paths):
         output.remove(path)
+    for folder in {posixpath.dirname(path) for path in plan.files}:
+        output.sweep(folder)  # an attempt that was killed left the file that it was copying, which no listing shows
     for path in sorted(plan.files):
         output.put(staged / path, path)
         tick(plan.files[path].size)

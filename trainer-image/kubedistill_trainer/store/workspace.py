@@ -106,6 +106,10 @@ class Workspace(ABC):
     def put(self, local: Path, rel: str) -> None:
         """Copy a local file, or a folder with all that is in it, here. Files appear one by one, each whole."""
 
+    def sweep(self, rel: str) -> None:
+        """Remove what killed writers left half-written right in a folder. Only for whoever alone writes there now."""
+        return
+
     def list(self, rel: str) -> list[str]:
         """Paths of all files below a folder, sorted."""
         return [file.path for file in self.files(rel)]
@@ -170,6 +174,11 @@ class FolderWorkspace(Workspace):
             with _translated(self.uri(target)), self._draft(target) as draft:
                 shutil.copyfile(source, draft)
                 os.replace(draft, self.path / target)
+
+    def sweep(self, rel: str) -> None:
+        with _translated(self.uri(rel)):
+            for draft in (self.path / rel).glob(f"{_DRAFT}*"):
+                draft.unlink(missing_ok=True)
 
     def _info(self, path: Path) -> FileInfo | None:
         """None: somebody removed it since it was found."""
