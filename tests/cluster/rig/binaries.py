@@ -87,8 +87,8 @@ MODULES = (
     Module("crictl", ("sigs.k8s.io/cri-tools/cmd/crictl",)),
     Module(
         "prometheus",
-        ("github.com/prometheus/prometheus/cmd/prometheus", "github.com/prometheus/prometheus/cmd/promtool"),
-        tags="remove_all_sd,kubernetes_sd",
+        ("github.com/prometheus/prometheus/cmd/prometheus",),
+        tags="remove_all_sd,enable_kubernetes_sd",
     ),
 )
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")

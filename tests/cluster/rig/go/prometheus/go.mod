@@ -4,7 +4,6 @@ go 1.26.7
 
 tool (
 	github.com/prometheus/prometheus/cmd/prometheus
-	github.com/prometheus/prometheus/cmd/promtool
 )
 
 require (
