@@ -46,7 +46,7 @@ def test_away_in_mid_generate_the_teacher_is_freed_and_nothing_lost(kube: Kube, 
     until("asking starts", lambda: kube.status(NAME).get("phase") == "Generating", 900, every_seconds=1)
     scaled(0)
     component = ("-l", "app.kubernetes.io/name=kubedistill-operator")
-    until("no operator is left", lambda: not operator.get("pods", "", *component).get("items"), 60)
+    until("no operator is left", lambda: not operator.get("pods", "", *component)["items"], 60)
     until("the Generate Job is gone", lambda: not kube.children(NAME, "jobs", "Generate"), 600 + ttl)
     until("the teacher is gone with it", lambda: not kube.children(NAME, "deployments"), 60)
     until("its pods are gone too", lambda: not kube.children(NAME, "pods", "Teacher"), 90)

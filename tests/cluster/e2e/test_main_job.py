@@ -38,9 +38,9 @@ def story(operator: Kube, kube: Kube, prometheus: str) -> dict[str, Any]:
 
     def ended() -> bool:
         rows.append(kube.row(JOB))
-        for job in kube.get("jobs").get("items", []):
+        for job in kube.get("jobs")["items"]:
             jobs[job["metadata"]["uid"]] = job["metadata"]["name"]
-        deployments = kube.get("deployments").get("items", [])
+        deployments = kube.get("deployments")["items"]
         teachers.update(d["spec"]["template"]["spec"]["containers"][0]["image"] for d in deployments)
         status = kube.status(JOB)
         for stage in status.get("stages", []):
@@ -59,7 +59,7 @@ def story(operator: Kube, kube: Kube, prometheus: str) -> dict[str, Any]:
 def kill_leader(operator: Kube) -> str:
     """Delete the pod that leads."""
     holder = str(operator.get("lease", "kubedistill")["spec"]["holderIdentity"])
-    pods = [pod["metadata"]["name"] for pod in operator.get("pods").get("items", [])]
+    pods = [pod["metadata"]["name"] for pod in operator.get("pods")["items"]]
     leader = next(name for name in pods if holder.startswith(name))
     operator("delete", "pod", leader, "--wait=false", "--grace-period=0", "--force")
     return leader
@@ -95,8 +95,8 @@ def test_get_shows_the_score_at_the_end(kube: Kube, story: dict[str, Any]) -> No
 
 def test_the_teacher_was_a_vllm_deployment_and_is_gone(kube: Kube, story: dict[str, Any]) -> None:
     assert story["teachers"] == {"localhost/kubedistill/vllm-cpu:dev"}
-    assert kube.get("deployments").get("items") == []
-    assert kube.get("services", "", "-l", "kubedistill.io/job").get("items") == []
+    assert kube.get("deployments")["items"] == []
+    assert kube.get("services", "", "-l", "kubedistill.io/job")["items"] == []
 
 
 def test_the_model_loads_and_answers(kube: Kube, story: dict[str, Any]) -> None:

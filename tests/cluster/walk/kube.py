@@ -44,9 +44,10 @@ class Kube:
         return run([tool("kubectl"), "-n", self.namespace, *arguments], self.kubeconfig, stdin)
 
     def get(self, kind: str, name: str = "", *more: str) -> dict[str, Any]:
-        """One object or a list, as plain values; empty when it is not there."""
+        """One object, empty when it is not there, or a list with its `items`, as plain values."""
         text = self("get", kind, *([name] if name else []), "-o", "json", "--ignore-not-found", *more)
-        found: dict[str, Any] = json.loads(text) if text.strip() else {}
+        nothing: dict[str, Any] = {} if name else {"items": []}  # of no items at all kubectl prints nothing
+        found: dict[str, Any] = json.loads(text) if text.strip() else nothing
         return found
 
     def apply(self, manifest: dict[str, Any] | str) -> None:
@@ -62,7 +63,7 @@ class Kube:
     def children(self, job: str, kind: str, stage: str = "") -> list[dict[str, Any]]:
         """A job's children of one kind, of one stage or of all."""
         selector = f"kubedistill.io/job={job}" + (f",kubedistill.io/stage={stage}" if stage else "")
-        items: list[dict[str, Any]] = self.get(kind, "", "-l", selector).get("items", [])
+        items: list[dict[str, Any]] = self.get(kind, "", "-l", selector)["items"]
         return items
 
     def row(self, job: str) -> str:
