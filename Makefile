@@ -52,12 +52,12 @@ demo: .venv/.trainer ## A distilled student on this machine, no cluster: about e
 	$(BIN)/kubedistill run examples/01-quickstart.yaml
 
 .PHONY: check
-check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: two to three minutes
+check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under two minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "not slow and not s3 and not vllm and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not s3 and not vllm and not cluster" # a core for each
 
 .PHONY: bench
 bench: .venv/.dev ## What the losses cost: memory, time, bytes; 14 GiB of free memory, a quiet machine
@@ -87,11 +87,7 @@ e2e: .venv/.dev cluster images ## The end-to-end jobs, against KUBECONFIG or the
 	$(BIN)/pytest -m cluster tests/cluster/e2e
 
 .PHONY: test
-test: .venv/.dev check ## make check, and the CRD, the chart and the operator against a real API server
+test: .venv/.dev check ## Everything: make check, the tests of minutes, an API server, whole jobs on a cluster
 	$(RIG) build
-	$(BIN)/pytest -m "cluster and not slow" tests/cluster --ignore tests/cluster/e2e
-
-.PHONY: test-slow
-test-slow: .venv/.dev cluster ## The tests of minutes: training, evaluation, interrupted pipelines and the rig (not yet in `make test`)
-	$(BIN)/pytest -m "slow or s3 or vllm" tests/trainer tests/examples tests/unit_operator tests/pipeline
-	$(BIN)/pytest -m cluster tests/cluster/test_rig.py
+	$(BIN)/pytest -m "slow or s3 or vllm" tests --ignore tests/cluster
+	$(BIN)/pytest -m cluster tests/cluster/test_*.py tests/cluster/e2e
