@@ -212,6 +212,8 @@ def _export(run: TrainRun, context: StageContext, start: Path, tokenizer: Path, 
     for name in ("model", "adapter"):
         context.workspace.remove(f"{run.folder}/{name}")
     target = context.workspace.local_path(f"{run.folder}/model") or context.scratch / "export" / "model"
+    if context.workspace.local_path("") is None:
+        shutil.rmtree(target.parent, ignore_errors=True)  # an earlier training may have left its adapters there
     export.save(model, load_tokenizer(tokenizer), start, target)
     if context.workspace.local_path("") is None:
         context.workspace.put(target.parent, run.folder)
