@@ -10,7 +10,9 @@ from kubedistill_api.progress import ProgressReport
 from kubedistill_api.status import Ledger, Progress, RejectReason
 from kubedistill_operator.core.times import rfc3339, since
 
+STARTING = "starting"
 UNREACHABLE = "The pods do not answer for their progress."
+_SILENT = (STARTING, UNREACHABLE)
 
 
 def added_up(reports: Sequence[ProgressReport], now: datetime) -> Progress | None:
@@ -41,10 +43,12 @@ def merged(before: Progress | None, reports: Sequence[ProgressReport], now: date
     """
     found = added_up(reports, now)
     if found is None:
-        if before is None or before.message == UNREACHABLE:
-            return before or Progress(updated_at=rfc3339(now), message=UNREACHABLE)
+        if before is None:
+            return Progress(updated_at=rfc3339(now), message=STARTING)
+        if before.message in _SILENT:
+            return before
         return before.model_copy(update={"message": UNREACHABLE, "updated_at": rfc3339(now)})
-    if before is None or before.message == UNREACHABLE:
+    if before is None or before.message in _SILENT:
         return found
     moved = (found.done, found.total, found.unit, found.message) != (
         before.done,
