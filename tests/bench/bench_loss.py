@@ -1,0 +1,370 @@
+"""What the losses cost, measured in one run: `make bench`.
+
+1. Memory and time of the chunked top-K ForwardKL against the plain one, which holds [N, V] logits. Each in a process of
+   its own, since a process keeps its peak; both must give the same loss and the same gradients.
+2. Time of an optimizer step on stored top-K logprobs against cross-entropy, of the same small Llama on the same rows,
+   one step of each in turn, so that both meet the same machine.
+3. Bytes that a stored token takes in a shard.
+
+Prints a table and writes a JSON. Exit code 1: the two losses differ; 75: there is not enough memory for the plain one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from kubedistill_api.exits import Exit
+from kubedistill_trainer.core import attention
+from kubedistill_trainer.core.batching import pack
+from kubedistill_trainer.core.chunked import CHUNK_BYTES, chunked_loss
+from kubedistill_trainer.core.head import Head
+from kubedistill_trainer.core.losses import cross_entropy, forward_kl_bucket
+from kubedistill_trainer.core.signals import Logprobs, Supervision, TopK
+from kubedistill_trainer.distiller import Distiller
+from kubedistill_trainer.store.examples import Examples
+from kubedistill_trainer.store.shards import AnswerRow, ShardMeta, Signal, read_shard, shard_bytes
+
+MIB = 2**20
+TOLERANCE = 1e-5
+"""Relative, of the loss. Gradients are compared by their norms, to ten times that: float32 sums in another order."""
+
+
+def main() -> int:
+    asked = _asked()
+    if asked.only:
+        print(json.dumps(measure(asked)))
+        return 0
+    needed = plain_bytes(asked.tokens, asked.vocabulary)
+    if (free := available_bytes()) < needed:
+        print(
+            f"The plain loss needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are available: ask for fewer --tokens."
+        )
+        return int(Exit.TRANSIENT)
+    found = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": " ".join(["python", "tests/bench/bench_loss.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "load_average_before": list(os.getloadavg()),
+        "loss": compare_losses(asked),
+        "step": steps(asked.steps, asked.k),
+        "storage": storage(asked.k),
+        "load_average_after": list(os.getloadavg()),
+    }
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    asked.output.write_text(json.dumps(found, indent=1) + "\n")
+    show(found)
+    print(f"\n{asked.output}")
+    return 0 if found["loss"]["equal"] else 1
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=8192, help="positions of the loss (default: %(default)s)")
+    parser.add_argument("--vocabulary", type=int, default=128_256, help="that of Llama 3 (default: %(default)s)")
+    parser.add_argument("--hidden", type=int, default=256, help="size of the hidden states (default: %(default)s)")
+    parser.add_argument("--k", type=int, default=32, help="teacher's candidates a position (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each loss; the median counts (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=15, help="optimizer steps of each loss (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s")
+    parser.add_argument("--only", choices=["chunked", "plain"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# --- 1. The loss alone -------------------------------------------------------------------------------------------
+
+
+def compare_losses(asked: argparse.Namespace) -> dict[str, Any]:
+    """Both losses, each in a process of its own, one after the other."""
+    sizes = {name: getattr(asked, name) for name in ("tokens", "vocabulary", "hidden", "k", "repeats")}
+    flags = [f"--{name}={value}" for name, value in sizes.items()]
+    found = {}
+    for name in ("chunked", "plain"):
+        command = [sys.executable, __file__, f"--only={name}", *flags]
+        found[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    chunked, plain = found["chunked"], found["plain"]
+    gap = abs(chunked["loss"] - plain["loss"]) / abs(plain["loss"])
+    gaps = [
+        abs(ours - theirs) / theirs
+        for ours, theirs in zip(chunked["gradient_norms"], plain["gradient_norms"], strict=True)
+    ]
+    return {
+        **sizes,
+        **found,
+        "relative_difference": gap,
+        "relative_differences_of_gradient_norms": gaps,
+        "equal": gap <= TOLERANCE and max(gaps) <= 10 * TOLERANCE,
+        "memory_ratio": plain["loss_mib"] / chunked["loss_mib"],
+        "cpu_ratio": plain["cpu_seconds"] / chunked["cpu_seconds"],
+    }
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Forward and backward pass of one loss in this process."""
+    # Should memory run out although there was enough, this process goes, and none of those beside it.
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    hidden_NH, weight_VH, supervision = inputs(asked)
+    losses: dict[str, Callable[[Tensor, Tensor, Supervision], Tensor]] = {"chunked": chunked, "plain": plain}
+    loss = losses[asked.only]
+    warm = slice(0, 64)
+    loss(hidden_NH[warm], weight_VH, supervision[warm]).backward()
+    seconds: list[Spent] = []
+    before = peak_mib()
+    for _ in range(asked.repeats):
+        hidden_NH.grad = weight_VH.grad = None
+        started = Spent.now()
+        value = loss(hidden_NH, weight_VH, supervision)
+        value.backward()
+        seconds.append(started.since())
+    assert hidden_NH.grad is not None
+    assert weight_VH.grad is not None
+    return {
+        "loss": value.item(),
+        "gradient_norms": [hidden_NH.grad.norm().item(), weight_VH.grad.norm().item()],
+        **medians(seconds),
+        "peak_mib": peak_mib(),
+        "loss_mib": peak_mib() - before,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def chunked(hidden_NH: Tensor, weight_VH: Tensor, supervision: Supervision) -> Tensor:
+    """As a training computes it."""
+    return chunked_loss(hidden_NH, Head(weight_VH), supervision, forward_kl_bucket).mean_over(len(supervision))
+
+
+def plain(hidden_NH: Tensor, weight_VH: Tensor, supervision: Supervision) -> Tensor:
+    """As a few lines of torch compute it: logits, log-softmax, gather. Logits are freed as soon as they can be."""
+    logprobs_NV = (hidden_NH @ weight_VH.T).log_softmax(-1)
+    topk_NK = logprobs_NV.gather(-1, supervision.candidates)
+    tail_N = (-topk_NK.logsumexp(-1).expm1()).log()
+    student = Logprobs(topk_NK, tail_N, target_N=tail_N)  # nobody asks for the target's
+    return forward_kl_bucket(student, supervision).mean_over(len(supervision))
+
+
+def inputs(asked: argparse.Namespace) -> tuple[Tensor, Tensor, Supervision]:
+    """Hidden states, head and teacher, the same for both. No [N, V] tensor is made here: it would be the peak."""
+    draw = torch.Generator().manual_seed(0)
+    hidden_NH = torch.randn(asked.tokens, asked.hidden, generator=draw)
+    weight_VH = torch.randn(asked.vocabulary, asked.hidden, generator=draw) / asked.hidden**0.5
+    first_N = torch.randint(asked.vocabulary, (asked.tokens,), generator=draw)
+    apart = asked.vocabulary // asked.k  # so that the candidates of a position are K different ones
+    ids_NK = (first_N[:, None] + apart * torch.arange(asked.k)) % asked.vocabulary
+    classes = (3 * torch.randn(asked.tokens, asked.k + 1, generator=draw)).log_softmax(-1)
+    teacher = TopK(ids_NK, classes[:, :-1].contiguous(), classes[:, -1].contiguous(), classes[:, 0].contiguous())
+    return hidden_NH.requires_grad_(), weight_VH.requires_grad_(), Supervision(ids_NK[:, 0].contiguous(), teacher)
+
+
+def plain_bytes(tokens: int, vocabulary: int) -> int:
+    """What the plain loss holds at its worst: three float32 [N, V] tensors (the logprobs, and the gradients by them and
+    by the logits), and 2 GiB for the rest of the process.
+    """
+    return 3 * 4 * tokens * vocabulary + 2 * 2**30
+
+
+# --- 2. A step ---------------------------------------------------------------------------------------------------
+
+ROWS, LENGTH, ASKED = 8, 128, 32
+"""Of a step: rows, tokens of each, tokens of its prompt."""
+VOCABULARY = 32_000
+
+
+def steps(count: int, k: int) -> dict[str, Any]:
+    """Optimizer steps with either loss in turn, rows read back from a shard as a training reads them."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=LENGTH,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.set_attn_implementation(attention.install())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    rows = read_shard(shard_bytes(ShardMeta(split="train", index=0, teacher="t", k=k), answers(VOCABULARY, k)))[1]
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = {"ForwardKL": (forward_kl_bucket, True), "CrossEntropy": (cross_entropy, False)}
+        makers = {
+            name: (Distiller(model, loss, VOCABULARY), Examples.write(Path(folder) / name, rows, signals=signals))
+            for name, (loss, signals) in kinds.items()
+        }
+        seconds: dict[str, list[Spent]] = {name: [] for name in makers}
+        for _ in range(count + 3):
+            for name, (distiller, examples) in makers.items():
+                started = Spent.now()
+                batch = pack([examples[row] for row in range(ROWS)])
+                total, _ = distiller(batch)
+                (total / len(batch.supervision)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                seconds[name].append(started.since())
+    found = {name: medians(times[3:]) for name, times in seconds.items()}  # the first three warm up
+    return {
+        "model": {
+            "parameters": model.num_parameters(),
+            **{name: config.to_dict()[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")},
+        },
+        "rows": ROWS,
+        "tokens_a_row": LENGTH,
+        "targets_a_row": LENGTH - ASKED,
+        "k": k,
+        "steps": count,
+        **found,
+        "ratio": found["ForwardKL"]["seconds"] / found["CrossEntropy"]["seconds"],
+        "cpu_ratio": found["ForwardKL"]["cpu_seconds"] / found["CrossEntropy"]["cpu_seconds"],
+    }
+
+
+def answers(vocabulary: int, k: int, rows: int = ROWS) -> list[AnswerRow]:
+    """Rows as Generate stores them, with candidates that are not alike: the worst that a compressor can meet."""
+    draw = np.random.default_rng(0)
+    return [_answer(number, vocabulary, k, draw) for number in range(rows)]
+
+
+def _answer(number: int, vocabulary: int, k: int, draw: np.random.Generator) -> AnswerRow:
+    targets = LENGTH - ASKED
+    ids_NK = np.stack([draw.choice(vocabulary, k, replace=False) for _ in range(targets)]).astype(np.int32)
+    logits = np.sort(3 * draw.standard_normal((targets, k + 1)), axis=-1)[:, ::-1]
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    signal = Signal(
+        ids_NK,
+        logprobs[:, :k].astype(np.float16),
+        logprobs[:, k].astype(np.float32),
+        logprobs[:, 0].astype(np.float32),
+    )
+    prompt = draw.integers(vocabulary, size=ASKED)
+    text = " ".join(f"word{token}" for token in ids_NK[:, 0] % 1000)
+    return AnswerRow(
+        row_id=f"{number:064x}",
+        sample=0,
+        split="train",
+        label="",
+        messages=json.dumps([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]),
+        text=text,
+        finish_reason="stop",
+        teacher="t",
+        input_ids=np.concatenate([prompt, ids_NK[:, 0]]).astype(np.int32),
+        target_mask=np.arange(LENGTH) >= ASKED,
+        signal=signal,
+    )
+
+
+# --- 3. Storage --------------------------------------------------------------------------------------------------
+
+
+def storage(k: int, rows: int = 512) -> dict[str, Any]:
+    """Bytes that a target takes in a shard of random candidates out of 128,256 tokens, with and without top-K."""
+    made = answers(128_256, k, rows)
+    targets = sum(row.targets for row in made)
+    meta = ShardMeta(split="train", index=0, teacher="t")
+    with_signal = len(shard_bytes(meta.model_copy(update={"k": k}), made))
+    text_only = len(shard_bytes(meta, [AnswerRow(**{**row.__dict__, "signal": None}) for row in made]))
+    return {
+        "k": k,
+        "targets": targets,
+        "bytes_a_target": with_signal / targets,
+        "bytes_a_target_of_text_alone": text_only / targets,
+        "bytes_a_target_uncompressed": k * (4 + 2) + 4 + 4,
+    }
+
+
+# --- What it was measured on, and the table ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of the clock, and of all threads of this process: the second hardly sees what else a machine does."""
+
+    clock: float
+    cpu: float
+
+    @staticmethod
+    def now() -> Spent:
+        return Spent(time.perf_counter(), time.process_time())
+
+    def since(self) -> Spent:
+        now = Spent.now()
+        return Spent(now.clock - self.clock, now.cpu - self.cpu)
+
+
+def medians(spent: list[Spent]) -> dict[str, Any]:
+    return {
+        "seconds": statistics.median(each.clock for each in spent),
+        "cpu_seconds": statistics.median(each.cpu for each in spent),
+        "all_seconds": [each.clock for each in spent],
+    }
+
+
+def peak_mib() -> float:
+    """The most memory that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def available_bytes() -> int:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def machine() -> dict[str, Any]:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "chunk_mib": CHUNK_BYTES / MIB,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """The figures as a table."""
+    machine, loss, step, stored = (found[name] for name in ("machine", "loss", "step", "storage"))
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}\n")
+    print("ForwardKL of {tokens} tokens x vocabulary {vocabulary}, K={k}, hidden size {hidden}".format(**loss))
+    print(f"{'':10}{'peak of the process':>22}{'of the loss alone':>20}{'clock':>10}{'CPU':>10}{'loss':>14}")
+    for name in ("chunked", "plain"):
+        row = loss[name]
+        memory = f"{row['peak_mib']:>18,.0f} MiB{row['loss_mib']:>16,.0f} MiB"
+        print(f"{name:10}{memory}{row['seconds']:>8.2f} s{row['cpu_seconds']:>8.2f} s{row['loss']:>14.7f}")
+    ratios = f"{'':22}{loss['memory_ratio']:>18.1f} x{'':10}{loss['cpu_ratio']:>8.2f} x"
+    print(f"{'plain is':10}{ratios}{loss['relative_difference']:>8.1e} apart\n")
+    size = f"{step['model']['parameters'] / 1e6:.0f} M parameters"
+    print(
+        f"A step of a Llama of {size}, {step['rows']} rows of {step['tokens_a_row']} tokens, medians of {step['steps']}"
+    )
+    for name in ("ForwardKL", "CrossEntropy"):
+        row = step[name]
+        print(f"{name:14}{row['seconds'] * 1000:>8.0f} ms by the clock{row['cpu_seconds'] * 1000:>8.0f} ms of CPU")
+    print(f"{'ratio':14}{step['ratio']:>8.2f}{'':16}{step['cpu_ratio']:>8.2f}\n")
+    print(f"A stored target at K={stored['k']}: {stored['bytes_a_target']:.0f} bytes", end="")
+    print(f" ({stored['bytes_a_target_of_text_alone']:.0f} of them text, ids and mask)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

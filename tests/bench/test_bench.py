@@ -1,0 +1,43 @@
+"""`make bench` on small sizes: it runs, its two losses agree, and its figures are those that are written about."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+SCRIPT = Path(__file__).with_name("bench_loss.py")
+SMALL = ["--tokens=2048", "--vocabulary=32001", "--hidden=64", "--steps=3", "--repeats=1"]
+
+
+def test_the_benchmark_writes_what_it_prints(tmp_path: Path) -> None:
+    output = tmp_path / "new folder" / "bench.json"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *SMALL, "--output", output],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(output.read_text())
+    loss = found["loss"]
+    assert loss["relative_difference"] < 1e-5
+    assert loss["memory_ratio"] > 2, "the plain loss holds [N, V] tensors of 262 MB, the chunked one 134 MB in all"
+    assert f"{loss['chunked']['loss']:.7f}" in done.stdout
+    assert found["step"]["ratio"] > 0
+    assert 100 < found["storage"]["bytes_a_target"] < 220
+    assert found["machine"]["torch"]
+
+
+def test_too_little_memory_is_said_before_anything_is_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPT, "--tokens=100000000", "--output", tmp_path / "bench.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 75
+    assert "ask for fewer --tokens" in done.stdout
+    assert not (tmp_path / "bench.json").exists()
