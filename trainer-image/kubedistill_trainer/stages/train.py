@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
         train=local / "train",
         valid=local / "valid",
         scratch=context.scratch,
-        rendezvous=local / "rendezvous",
+        rendezvous=local / f"rendezvous-{uuid.uuid4().hex}",  # torch deletes it when it collects the last one's store
         resume=newest.state if newest else TrainingState(),
         resume_from=_resume_folder(newest, checkpoints, run.training.world_size, local),
     )
