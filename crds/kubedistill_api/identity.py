@@ -24,6 +24,9 @@ LABEL_STAGE = f"{GROUP}/stage"
 LABEL_TEACHER = f"{GROUP}/teacher"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 
+COMPONENT_LOOK = "look"
+"""Component of a Generate attempt that only looks whether the answers are there, before its teacher is started."""
+
 
 @dataclass(frozen=True, order=True)
 class StageKey:
@@ -53,10 +56,10 @@ def bounded(name: str, limit: int = NAME_LIMIT) -> str:
     return f"{name[: limit - 9].rstrip('-.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def job_name(job: str, key: StageKey, attempt: int) -> str:
-    """The name of a stage's Job (and of its run file's ConfigMap)."""
+def job_name(job: str, key: StageKey, attempt: int, *, look_only: bool = False) -> str:
+    """The name of a stage's Job (and of its run file's ConfigMap); a look goes before the attempt of its number."""
     parts = [job, key.stage.lower(), *([key.teacher] if key.teacher else []), str(attempt)]
-    return bounded("-".join(parts))
+    return bounded("-".join([*parts, COMPONENT_LOOK] if look_only else parts))
 
 
 def teacher_name(job: str, teacher: str, attempt: int) -> str:

@@ -40,6 +40,8 @@ class GenerateResult(ResultBase):
     teacher: str
     ledger: Ledger
     tokens_generated: int = 0
+    missing_shards: int = 0
+    """Shards that nobody has made yet: found by a look, or left to other workers."""
 
 
 class PrepareResult(ResultBase):

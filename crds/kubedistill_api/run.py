@@ -10,7 +10,7 @@ from kubedistill_api.base import Model, Stage, Task
 from kubedistill_api.data import Data
 from kubedistill_api.evaluation import Evaluation
 from kubedistill_api.generation import Generation
-from kubedistill_api.identity import StageKey
+from kubedistill_api.identity import StageKey, job_name
 from kubedistill_api.job import DistillationJobSpec
 from kubedistill_api.output import Output
 from kubedistill_api.status import ResolvedModel
@@ -92,6 +92,8 @@ class GenerateRun(RunBase):
     """Pods of this stage; worker i makes shards i, i + workers, …"""
     prepared: str
     """Prepare's folder."""
+    look_only: bool = False
+    """Ask nobody: say whether all answers are there, or how many shards are missing."""
 
 
 class TrainRun(RunBase):
@@ -167,3 +169,13 @@ def read_run(text: str | bytes) -> Run:
 def stage_key(run: Run) -> StageKey:
     """Which step of the pipeline a run file is for."""
     return StageKey(run.stage, run.teacher.name if isinstance(run, GenerateRun) else "")
+
+
+def looks_only(run: Run) -> bool:
+    """Whether a run makes nothing: it looks whether a teacher's answers are there."""
+    return isinstance(run, GenerateRun) and run.look_only
+
+
+def name_of_job(run: Run) -> str:
+    """The name of the Job that carries a run out, and of the ConfigMap with its run file."""
+    return job_name(run.job.name, stage_key(run), run.attempt, look_only=looks_only(run))

@@ -23,7 +23,7 @@ import json, os, pathlib, signal, sys, time
 
 run = json.loads(pathlib.Path(os.environ["KUBEDISTILL_RUN"]).read_text())
 habits = pathlib.Path(os.environ["HABITS"])
-stage = run["stage"].lower()
+stage = "look" if run.get("lookOnly") else run["stage"].lower()
 with (habits / "calls").open("a") as calls:
     calls.write(f"{stage} {run['attempt']} {os.getpid()} {os.environ.get('JOB_COMPLETION_INDEX')}\\n")
 
@@ -53,6 +53,7 @@ match run["stage"]:
         said |= {"estimate": {"rows": 3}}
     case "Generate":
         said |= {"teacher": run["teacher"]["name"], "ledger": {"accepted": 3, "rejected": 0}}
+        said |= {"missingShards": 5} if stage == "look" and not (habits / "answers.there").exists() else {}
     case "Train":
         said |= {"steps": 4, "loss": 0.5, "microBatchSize": run["microBatchSize"]}
     case "Evaluate":
@@ -62,6 +63,25 @@ match run["stage"]:
         out.mkdir(parents=True, exist_ok=True)
         said |= {"modelURI": run["output"]["uri"], "digest": "sha256:m", "sizeBytes": 1}
 say(**said)
+'''
+
+SERVER = '''
+"""A vLLM that answers every completion with one and the same word, and notes that it was started."""
+import http.server, os, pathlib, sys
+
+with (pathlib.Path(os.environ["HABITS"]) / "servers").open("a") as starts:
+    starts.write("started\\n")
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+port = next(int(word.removeprefix("--port=")) for word in sys.argv if word.startswith("--port="))
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Answer).serve_forever()
 '''
 
 
@@ -133,6 +153,11 @@ class Bench:
         path = self.habits / "calls"
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
+    def servers(self) -> int:
+        """How often a teacher was started."""
+        path = self.habits / "servers"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
     def wait_for(self, true: Callable[[], bool], seconds: float = 30) -> None:
         """Wait until something holds."""
         end = time.monotonic() + seconds
@@ -148,6 +173,11 @@ def bench(tmp_path: Path) -> Bench:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(textwrap.dedent(STAND_IN))
+    server = tmp_path / "lib" / "vllm" / "entrypoints" / "openai"
+    server.mkdir(parents=True)
+    for folder in (server, *server.parents[:2]):
+        (folder / "__init__.py").touch()
+    (server / "api_server.py").write_text(textwrap.dedent(SERVER))
     (tmp_path / "habits").mkdir()
     return Bench(tmp_path)
 

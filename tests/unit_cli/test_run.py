@@ -7,6 +7,8 @@ import os
 import signal
 from typing import Any
 
+import pytest
+
 STAGES = ["prepare", "generate", "train", "evaluate", "publish"]
 
 
@@ -42,6 +44,26 @@ def test_ctrl_c_suspends_and_the_same_command_goes_on(bench: Any, interrupt: Any
     trains = [call[1] for call in bench.calls() if call[0] == "train"]
     assert trains == ["1", "2"], "a resumption is a new attempt"
     assert [call[0] for call in bench.calls()] == ["prepare", "generate", "train", "train", "evaluate", "publish"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["all-there", "some-missing"])
+def test_a_teacher_is_started_again_only_for_answers_that_are_missing(bench: Any, interrupt: Any, there: bool) -> None:
+    served = [{"name": "big", "model": {"uri": "file://models/big"}, "serving": {"gpusPerNode": 0}}]
+    file = str(bench.write_job(teachers=served))
+    bench.habit("generate.sleep", "60")
+    process = bench.start("run", file)
+    bench.wait_for(lambda: any(call[0] == "generate" for call in bench.calls()))
+    interrupt(process)
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, text
+    bench.habit("generate.sleep", "0")
+    if there:
+        bench.habit("answers.there")
+    again = bench.run("run", file)
+    assert again.returncode == 0, again.stdout + again.stderr
+    asked = [] if there else ["generate"]
+    assert [call[0] for call in bench.calls()] == ["prepare", "generate", "look", *asked, *STAGES[2:]]
+    assert bench.servers() == 1 + len(asked)
 
 
 def test_a_killed_runner_leaves_no_process_and_the_next_goes_on(bench: Any, is_alive: Any) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from kubedistill_api.base import Stage
-from kubedistill_api.identity import LABEL_ATTEMPT, LABEL_STAGE, LABEL_TEACHER, StageKey
+from kubedistill_api.identity import (
+    COMPONENT_LOOK,
+    LABEL_ATTEMPT,
+    LABEL_COMPONENT,
+    LABEL_STAGE,
+    LABEL_TEACHER,
+    StageKey,
+)
 from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.results import (
     EvaluateResult,
@@ -65,6 +72,8 @@ def success(run: Run, *, reused: bool = False) -> Success:
         case Stage.PREPARE:
             return PrepareResult(**said, estimate=Estimate(rows=10))
         case Stage.GENERATE:
+            if run.look_only:
+                return GenerateResult(**said, teacher=run.teacher.name, ledger=Ledger(), missing_shards=5)
             return GenerateResult(
                 **said, teacher=run.teacher.name, ledger=Ledger(accepted=9, rejected=1), tokens_generated=100
             )
@@ -182,6 +191,7 @@ class MemoryCluster:
             key=key,
             attempt=int(meta["labels"][LABEL_ATTEMPT]),
             state=JobState.SUSPENDED if manifest["spec"].get("suspend") else JobState.ACTIVE,
+            look=meta["labels"][LABEL_COMPONENT] == COMPONENT_LOOK,
             created_at=self.born[meta["uid"]],
         )
         if seen.state is JobState.SUSPENDED:

@@ -17,8 +17,8 @@ from kubedistill_api.crd import custom_resource_definition
 from kubedistill_api.identity import StageKey
 from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.progress import ProgressReport
-from kubedistill_api.results import FailedResult
-from kubedistill_api.status import FailureClass, Progress, StageState, StageStatus, Status
+from kubedistill_api.results import FailedResult, GenerateResult
+from kubedistill_api.status import FailureClass, Ledger, Progress, StageState, StageStatus, Status
 from kubedistill_operator.core import records
 from kubedistill_operator.core.pipeline import pipeline
 from kubedistill_operator.core.planner import plan
@@ -96,6 +96,8 @@ def jobs(spec: DistillationJobSpec) -> st.SearchStrategy[SeenJob]:
     """Attempts of any step in any state."""
     keys = [step.key for step in pipeline(spec)] + [StageKey(Stage.GENERATE, "stranger")]
     failed = FailedResult(stage=Stage.TRAIN, exit_code=70, class_=FailureClass.APPLICATION, reason="R", message="M")
+    said = {"input_digest": "sha256:i", "output_digest": "sha256:o", "folder": "answers/x", "teacher": "x"}
+    partial = GenerateResult(**said, ledger=Ledger(), missing_shards=3)
     pods = st.builds(
         SeenPod,
         name=names,
@@ -105,7 +107,7 @@ def jobs(spec: DistillationJobSpec) -> st.SearchStrategy[SeenJob]:
         exit_code=st.none() | st.sampled_from([0, 1, 64, 65, 66, 70, 75, 137, 143, 255, -1]),
         terminated_reason=st.sampled_from(["", "OOMKilled", "Error"]),
         disrupted=st.booleans(),
-        result=st.none() | st.just(failed),
+        result=st.none() | st.just(failed) | st.just(partial),
     )
     report = st.builds(
         ProgressReport,
@@ -119,6 +121,7 @@ def jobs(spec: DistillationJobSpec) -> st.SearchStrategy[SeenJob]:
         key=st.sampled_from(keys),
         attempt=st.integers(1, 3),
         state=st.sampled_from(JobState),
+        look=st.booleans(),
         reason=st.sampled_from(["", "DeadlineExceeded", "PodFailurePolicy"]),
         created_at=st.none() | st.just(NOW - timedelta(hours=9)),
         started_at=st.none() | st.just(NOW - timedelta(hours=9)),

@@ -38,7 +38,9 @@ def one_bad_training(kit: Kit) -> Callable[[Run], Success | FailedResult]:
     return script
 
 
-async def live(kit: Kit, scenario: Callable[[Kit], Any], crash_at: int | None, *, rests: bool) -> tuple[Any, int]:
+async def live(
+    kit: Kit, scenario: Callable[[Kit], Any], crash_at: int | None, *, rests: bool = False, loses: bool = False
+) -> tuple[Any, int]:
     """A job's whole life with one crash; the cluster at its end, and how many moments there were to crash at."""
     moments = 0
 
@@ -55,6 +57,9 @@ async def live(kit: Kit, scenario: Callable[[Kit], Any], crash_at: int | None, *
             cluster.edit(suspend=True)
         if rests and number == 8:
             cluster.edit(suspend=False)
+        if loses and cluster.objects.pop(("Job", "small-generate-big-1"), None):
+            cluster.collect_garbage()
+            loses = False
         try:
             await kit["one_pass"](cluster, settings, write)
         except kit["Crash"]:
@@ -83,6 +88,18 @@ async def test_a_crash_around_any_write_changes_nothing_in_the_end(
         assert not twice, f"crash at write {crash_at}: {twice}"
 
 
+async def test_a_crash_around_any_write_after_a_lost_job_starts_no_second_attempt(kit: Kit) -> None:
+    """The Job is gone as soon as it was made; what looks after it, and the Job that is made anew, are made once."""
+    _, moments = await live(kit, steady, None, loses=True)
+    for crash_at in range(1, moments + 1):
+        cluster, _ = await live(kit, steady, crash_at, loses=True)
+        assert cluster.asked.status.phase is Phase.SUCCEEDED
+        made = Counter(name for name in cluster.made if "generate" in name)
+        assert made["small-generate-big-1"] <= 2
+        assert set(made) <= {"small-generate-big-1", "small-generate-big-1-look"}
+        assert made["small-generate-big-1-look"] <= 1
+
+
 async def test_a_job_of_one_teacher_costs_few_writes(kit: Kit) -> None:
-    _, moments = await live(kit, steady, None, rests=False)
+    _, moments = await live(kit, steady, None)
     assert moments / 2 <= 25

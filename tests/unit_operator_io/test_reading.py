@@ -131,6 +131,15 @@ def test_a_job_has_its_key_its_attempt_and_its_own_pods_only() -> None:
     assert [(pod.name, pod.log_tail) for pod in job.pods] == [("p", "tail")]
 
 
+@pytest.mark.parametrize(("component", "look"), [("look", True), ("generate", False), (None, False)])
+def test_a_look_is_told_by_its_component(component: str | None, look: bool) -> None:
+    raw = a_job()
+    raw["metadata"]["labels"] |= {"app.kubernetes.io/component": component} if component else {}
+    job = reading.read_job(raw, [], {}, [])
+    assert job is not None
+    assert job.look is look
+
+
 @pytest.mark.parametrize("label", ["kubedistill.io/stage", "kubedistill.io/attempt"])
 def test_a_job_whose_labels_say_nothing_is_not_seen(label: str) -> None:
     raw = a_job()

@@ -14,7 +14,14 @@ from pydantic import ValidationError
 
 from kubedistill_api import environment
 from kubedistill_api.base import Stage
-from kubedistill_api.identity import LABEL_ATTEMPT, LABEL_STAGE, LABEL_TEACHER, StageKey
+from kubedistill_api.identity import (
+    COMPONENT_LOOK,
+    LABEL_ATTEMPT,
+    LABEL_COMPONENT,
+    LABEL_STAGE,
+    LABEL_TEACHER,
+    StageKey,
+)
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.progress import ProgressReport
 from kubedistill_api.results import FailedResult, Success, read_result
@@ -242,6 +249,7 @@ class LocalCluster:
             key=StageKey(Stage(labels[LABEL_STAGE]), labels.get(LABEL_TEACHER, "")),
             attempt=int(labels[LABEL_ATTEMPT]),
             state=child.state or JobState.ACTIVE,
+            look=labels[LABEL_COMPONENT] == COMPONENT_LOOK,
             reason=child.reason,
             message=child.message,
             created_at=child.created_at,

@@ -9,7 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from kubedistill_api.base import Stage
-from kubedistill_api.identity import LABEL_ATTEMPT, LABEL_STAGE, LABEL_TEACHER, StageKey
+from kubedistill_api.identity import (
+    COMPONENT_LOOK,
+    LABEL_ATTEMPT,
+    LABEL_COMPONENT,
+    LABEL_STAGE,
+    LABEL_TEACHER,
+    StageKey,
+)
 from kubedistill_api.progress import ProgressReport
 from kubedistill_api.results import FailedResult, Success, read_result
 from kubedistill_operator.cluster.kinds import Raw, controller_uid, labels
@@ -43,6 +50,7 @@ def read_job(
         key=key,
         attempt=attempt,
         state=_job_state(raw),
+        look=labels(raw).get(LABEL_COMPONENT) == COMPONENT_LOOK,
         reason=ended.get("reason", ""),
         message=ended.get("message", ""),
         created_at=time_of(metadata.get("creationTimestamp")),

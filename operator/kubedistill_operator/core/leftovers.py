@@ -16,7 +16,7 @@ def leftovers(recorded: Status, seen: Seen) -> tuple[Ref, ...]:
     A teacher goes as soon as its Generate Job no longer lives, whatever was recorded.
     """
     jobs = [job for job in seen.jobs if job.state in LIVE and not _wanted(recorded, job)]
-    kept = {(job.key.teacher, job.attempt) for job in seen.jobs if job.state in LIVE and job not in jobs}
+    kept = {(j.key.teacher, j.attempt) for j in seen.jobs if j.state in LIVE and j not in jobs and not j.look}
     teachers = [t for t in seen.teachers if (t.teacher, t.attempt) not in kept]
     return (
         *(Ref("Job", job.name, job.uid) for job in jobs if not job.deleting),

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 
 from kubedistill_api.base import KIND
 from kubedistill_api.job import DistillationJob
-from kubedistill_api.results import PrepareResult
+from kubedistill_api.results import GenerateResult, PrepareResult
 from kubedistill_api.rules import Problem
-from kubedistill_api.run import Run
+from kubedistill_api.run import GenerateRun, Run, looks_only
 from kubedistill_api.status import ConditionType, Failure, FailureClass, StageStatus, Status
 from kubedistill_operator.core import records
 from kubedistill_operator.core.checks import problems, unreadable_uris
@@ -21,12 +21,12 @@ from kubedistill_operator.core.outcomes import Broken, Done, Going, Remedy, outc
 from kubedistill_operator.core.pipeline import Step, pipeline
 from kubedistill_operator.core.plans import Manifest, Plan, Ref
 from kubedistill_operator.core.retries import after_failure
-from kubedistill_operator.core.runs import Lineage, run_for
+from kubedistill_operator.core.runs import Lineage, look_for, run_for
 from kubedistill_operator.core.seen import Seen, SeenJob
 from kubedistill_operator.core.settings import Settings
 from kubedistill_operator.core.times import moment, since
 from kubedistill_operator.core.usage import with_tokens, with_usage
-from kubedistill_operator.core.watching import watch
+from kubedistill_operator.core.watching import LOOKING, watch
 from kubedistill_operator.core.world import World
 from kubedistill_operator.manifests.run_file import run_file
 from kubedistill_operator.manifests.stage_job import stage_job
@@ -95,13 +95,31 @@ def _at(world: World, status: Status, step: Step, stage: StageStatus) -> Plan:
         return Plan(waits, check_in=PATIENCE)
     run = run_for(world.job, status, step.key, attempt, world.settings)
     seen = world.seen.job(step.key, attempt)
+    if seen is None and step.served_teacher and stage.attempt and isinstance(run, GenerateRun):
+        return _look(world, status, step, run)
     if seen is None:
         return _launch(world, status, step, run)
-    name = records.name_of(world.job, step, attempt)
-    return _look(world, records.launched(status, run, step, attempt, name, world.now), step, seen)
+    return _judge(world, records.launched(status, run, step, world.now), step, seen)
 
 
-def _look(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
+def _look(world: World, status: Status, step: Step, run: GenerateRun) -> Plan:
+    """An attempt that has to start a teacher, and is not the first: the answers may be there by now.
+
+    The Job before it may have ended well while nobody watched, and be gone with its result. Before the first attempt
+    Prepare has looked.
+    """
+    look = look_for(run)
+    seen = world.seen.look(step.key, run.attempt)
+    if seen is None:
+        return _launch(world, status, step, look)
+    match outcome(seen):
+        case Done(result=GenerateResult() as found) if found.missing_shards:
+            return _launch(world, status, step, run)
+        case _:
+            return _judge(world, records.launched(status, look, step, world.now), step, seen)
+
+
+def _judge(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
     """An attempt that is there."""
     match outcome(attempt):
         case Done(result=result):
@@ -131,8 +149,8 @@ def _launch(world: World, status: Status, step: Step, run: Run) -> Plan:
     hindered = obstacle(world, manifests)
     if hindered is not None:
         return _hindered(world, status, step, run.attempt, hindered)
-    status = records.launched(status, run, step, run.attempt, job["metadata"]["name"], world.now)
-    text = f"Attempt {run.attempt} starts."
+    status = records.launched(status, run, step, world.now)
+    text = LOOKING if looks_only(run) else f"Attempt {run.attempt} starts."
     status = records.going_on(status, step, world.now, Reason.STARTING, text, phase=step.first_phase)
     return Plan(status, apply=manifests, check_in=PATIENCE)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kubedistill_api import digests
 from kubedistill_api.base import Stage
-from kubedistill_api.identity import StageKey, job_name, stage_folder
+from kubedistill_api.identity import StageKey, stage_folder
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.results import (
     EvaluateResult,
@@ -19,7 +19,7 @@ from kubedistill_api.results import (
     TrainResult,
 )
 from kubedistill_api.rules import Problem
-from kubedistill_api.run import Run
+from kubedistill_api.run import Run, name_of_job
 from kubedistill_api.status import (
     ConditionType,
     Failure,
@@ -111,20 +111,20 @@ def going_on(
     return with_condition(status, ConditionType.SUCCEEDED, None, reason, message, now)
 
 
-def launched(status: Status, run: Run, step: Step, attempt: int, job: str, now: datetime) -> Status:
-    """An attempt of a step was started."""
+def launched(status: Status, run: Run, step: Step, now: datetime) -> Status:
+    """An attempt of a step was started, or the look before it."""
     stage = status.stage(step.name) or StageStatus(name=step.name)
-    again = stage.attempt == attempt
+    again = stage.attempt == run.attempt
     return with_stage(
         status,
         changed(
             stage,
             state=stage.state if again and stage.state is StageState.RUNNING else StageState.WAITING,
-            attempt=attempt,
+            attempt=run.attempt,
             start_time=stage.start_time or rfc3339(now),
             completion_time=None,
             retry_time=None,
-            job=job,
+            job=name_of_job(run),
             input_digest=stage.input_digest if again else run.input_digest,
             progress=stage.progress if again else None,
         ),
@@ -324,11 +324,6 @@ def resumed(status: Status, now: datetime) -> Status:
         }
     )
     return with_condition(status, ConditionType.SUSPENDED, False, Reason.RESUMED, "It goes on.", now)
-
-
-def name_of(job: DistillationJob, step: Step, attempt: int) -> str:
-    """The name of an attempt's Job."""
-    return job_name(job.metadata.name, step.key, attempt)
 
 
 def fitting(status: Status) -> Status:

@@ -122,6 +122,11 @@ def run_for(job: DistillationJob, status: Status, key: StageKey, attempt: int, s
             )
 
 
+def look_for(run: GenerateRun) -> GenerateRun:
+    """The run file of the look that goes before an attempt."""
+    return run.model_copy(update={"look_only": True, "workers": 1})
+
+
 def _shared(job: DistillationJob, lineage: Lineage) -> dict[str, object]:
     spec = job.spec
     return {

@@ -60,6 +60,8 @@ class SeenJob:
     key: StageKey
     attempt: int
     state: JobState
+    look: bool = False
+    """It goes before the attempt of its number, without a teacher, to see whether the answers are there."""
     reason: str = ""
     """Of the Job's Failed condition: DeadlineExceeded, PodFailurePolicy, BackoffLimitExceeded …"""
     message: str = ""
@@ -127,8 +129,15 @@ class Seen:
 
     def job(self, key: StageKey, attempt: int) -> SeenJob | None:
         """This attempt's Job, if it is there."""
-        return next((job for job in self.jobs if job.key == key and job.attempt == attempt), None)
+        return self._find(key, attempt, look=False)
+
+    def look(self, key: StageKey, attempt: int) -> SeenJob | None:
+        """The look before this attempt, if it is there."""
+        return self._find(key, attempt, look=True)
 
     def teacher(self, name: str, attempt: int) -> SeenTeacher | None:
         """This attempt's teacher, if it is there."""
         return next((t for t in self.teachers if t.teacher == name and t.attempt == attempt), None)
+
+    def _find(self, key: StageKey, attempt: int, *, look: bool) -> SeenJob | None:
+        return next((j for j in self.jobs if j.key == key and j.attempt == attempt and j.look is look), None)

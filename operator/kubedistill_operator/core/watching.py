@@ -29,11 +29,13 @@ from kubedistill_operator.core.times import since
 from kubedistill_operator.core.world import World
 
 PATIENCE = timedelta(seconds=5)
+LOOKING = "It looks whether the answers are there already, before their teacher is started."
 
 
 def watch(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
     """What a pass does about an attempt that has not ended."""
-    if attempt.state is JobState.SUSPENDED and step.served_teacher:
+    taught = step.served_teacher and not attempt.look
+    if attempt.state is JobState.SUSPENDED and taught:
         return _until_taught(world, status, step, attempt)
     progress = _progress(world, status, step, attempt)
     late = _pending_too_long(world, attempt) or _idle_too_long(world, progress, step, attempt)
@@ -41,7 +43,7 @@ def watch(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
         return after_failure(world, status, step, late)
     status = _progressed(world, status, step, attempt, progress)
     every = timedelta(seconds=world.settings.progress_seconds)
-    lost = step.served_teacher and world.seen.teacher(step.key.teacher, attempt.attempt) is None
+    lost = taught and world.seen.teacher(step.key.teacher, attempt.attempt) is None
     wanted = made(world, step.key.teacher, attempt) if lost else ()
     hindered = obstacle(world, wanted)
     if hindered is not None:
@@ -89,17 +91,25 @@ def _progressed(world: World, status: Status, step: Step, attempt: SeenJob, prog
         status = _numbers(status, attempt)
     state = StageState.RUNNING if running else StageState.WAITING
     status = records.with_stage(status, records.changed(stage, state=state, progress=progress))
+    reason, text = _words(attempt, running=running)
+    phase = step.first_phase if attempt.look else None
+    return records.going_on(status, step, world.now, reason, text, phase=phase)
+
+
+def _words(attempt: SeenJob, *, running: bool) -> tuple[str, str]:
+    """What to say of it: a reason and a sentence."""
     waiting = next((pod for pod in attempt.pods if pod.waiting_reason not in BENIGN), None)
     if waiting is not None and not running:
-        return records.going_on(status, step, world.now, waiting.waiting_reason, _waits(waiting))
+        return waiting.waiting_reason, _waits(waiting)
     if attempt.state is JobState.SUSPENDED:
-        return records.going_on(status, step, world.now, Reason.WAITING, "The Job waits for its queue to admit it.")
+        return Reason.WAITING, "The Job waits for its queue to admit it."
     if attempt.pods_refused and not attempt.pods:
-        text = refused_pods(f"Job/{attempt.name}", attempt.pods_refused)
-        return records.going_on(status, step, world.now, reason_of_refusal(attempt.pods_refused), text)
+        return reason_of_refusal(attempt.pods_refused), refused_pods(f"Job/{attempt.name}", attempt.pods_refused)
+    if attempt.look:
+        return (Reason.RUNNING if running else Reason.STARTING), LOOKING
     if not running:
-        return records.going_on(status, step, world.now, Reason.STARTING, f"Attempt {attempt.attempt} starts.")
-    return records.going_on(status, step, world.now, Reason.RUNNING, f"Attempt {attempt.attempt} runs.")
+        return Reason.STARTING, f"Attempt {attempt.attempt} starts."
+    return Reason.RUNNING, f"Attempt {attempt.attempt} runs."
 
 
 def _numbers(status: Status, attempt: SeenJob) -> Status:
@@ -136,12 +146,14 @@ def _idle_too_long(world: World, progress: Progress | None, step: Step, attempt:
     """An attempt that moves nothing: it holds GPUs for no use."""
     if attempt.state is not JobState.ACTIVE or attempt.started_at is None:
         return None
-    serving = world.job.spec.teacher(step.key.teacher).serving if step.served_teacher else None
+    taught = step.served_teacher and not attempt.look
+    serving = world.job.spec.teacher(step.key.teacher).serving if taught else None
     if serving is None and not _runs(attempt):
         return None  # a pod that waits for its place holds nothing; a teacher behind it does
     limit = serving.idle_timeout_seconds if serving else world.settings.stall_seconds
     seconds = max(limit, 2 * world.settings.progress_seconds)
-    if since(progress.updated_at if progress else attempt.started_at, world.now) <= timedelta(seconds=seconds):
+    quiet = since(attempt.started_at, world.now)  # The progress may be that of a Job that was lost.
+    if min(quiet, since(progress.updated_at, world.now) if progress else quiet) <= timedelta(seconds=seconds):
         return None
     text = f"{step.name} moved nothing for {seconds} s and was stopped; what it had finished is kept."
     pod = next((pod for pod in attempt.pods if pod.phase == "Running"), None)

@@ -7,10 +7,10 @@ from typing import Any
 from kubedistill_api import environment
 from kubedistill_api.base import Stage
 from kubedistill_api.exits import PERMANENT, Exit
-from kubedistill_api.identity import job_name
+from kubedistill_api.identity import COMPONENT_LOOK
 from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.placement import TemplateStage
-from kubedistill_api.run import GenerateRun, Run, TrainRun, stage_key
+from kubedistill_api.run import GenerateRun, Run, TrainRun, looks_only, name_of_job, stage_key
 from kubedistill_operator.manifests import pods
 from kubedistill_operator.manifests.base import Defaults, Manifest, labels, metadata, owned_by_job, queue_label
 from kubedistill_operator.manifests.run_file import KEY
@@ -35,9 +35,10 @@ GRACE_SECONDS = 30
 
 def stage_job(job: DistillationJob, run: Run, defaults: Defaults) -> Manifest:
     """One attempt as a Job. With a teacher of its own it is made suspended, and started once the teacher answers."""
-    key = stage_key(run)
-    name = job_name(job.metadata.name, key, run.attempt)
-    found = {**labels(job, key, run.attempt, run.stage.lower()), **({} if waits_for_teacher(run) else queue_label(job))}
+    name = name_of_job(run)
+    component = COMPONENT_LOOK if looks_only(run) else run.stage.lower()
+    queue = {} if waits_for_teacher(run) else queue_label(job)
+    found = {**labels(job, stage_key(run), run.attempt, component), **queue}
     spec: dict[str, Any] = {
         **_completions(run),
         "backoffLimit": _backoff_limit(job.spec, run),
@@ -46,7 +47,7 @@ def stage_job(job: DistillationJob, run: Run, defaults: Defaults) -> Manifest:
         "podReplacementPolicy": "Failed",
         "template": {"metadata": {"labels": found}, "spec": _pod(job, run, name, defaults)},
     }
-    if run.stage is Stage.GENERATE:
+    if run.stage is Stage.GENERATE and not looks_only(run):
         spec["activeDeadlineSeconds"] = (
             job.spec.run_policy.active_deadline_seconds or defaults.generate_deadline_seconds
         )
@@ -66,7 +67,7 @@ def waits_for_teacher(run: Run) -> bool:
     Such a Job carries no queue label: Kueue would start it by its own clock. It asks for no GPU; its teacher does, and
     queues for it.
     """
-    return isinstance(run, GenerateRun) and run.teacher.serving is not None
+    return isinstance(run, GenerateRun) and run.teacher.serving is not None and not run.look_only
 
 
 def gpus(spec: DistillationJobSpec, stage: Stage, teacher: str = "") -> int:
@@ -93,7 +94,7 @@ def _completions(run: Run) -> dict[str, Any]:
 
 def _backoff_limit(spec: DistillationJobSpec, run: Run) -> int:
     """Retries inside the attempt. Only Generate has them: a new attempt of it would start its teacher anew."""
-    return spec.run_policy.max_restarts if run.stage is Stage.GENERATE else 0
+    return spec.run_policy.max_restarts if run.stage is Stage.GENERATE and not looks_only(run) else 0
 
 
 def _failure_rules() -> list[dict[str, Any]]:

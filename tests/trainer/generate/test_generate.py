@@ -70,7 +70,37 @@ def test_a_second_worker_makes_what_the_first_leaves_and_merges(
         second = generate.run(a_run(teacher.url, workers=2), context_of(workspace, tmp_path, worker=1))
     assert set(teacher.prompts().values()) == {1}
     assert first.output_digest == second.output_digest
+    assert first.missing_shards > second.missing_shards == 0
     assert 0 < first.ledger.accepted < second.ledger.accepted == 44
+
+
+@pytest.mark.parametrize("kept", [0, 3], ids=["nothing", "a-part"])
+def test_a_look_asks_nobody_and_says_how_many_shards_are_missing(
+    workspace: Workspace, a_run: Run, tmp_path: Path, kept: int
+) -> None:
+    with TestTeacher() as teacher:
+        run = a_run(teacher.url)
+        if kept:
+            generate.run(run, context_of(workspace, tmp_path))
+        workspace.remove("answers/t-1/manifest.json")
+        for path in workspace.list("answers/t-1/shards")[kept:]:
+            workspace.remove(path)
+        asked = len(teacher.seen)
+        result = generate.run(run.model_copy(update={"look_only": True}), context_of(workspace, tmp_path))
+        assert len(teacher.seen) == asked
+    assert result.missing_shards == 9 - kept
+    assert manifests.load(workspace, "answers/t-1") is None
+
+
+def test_a_look_merges_what_only_waits_for_that(workspace: Workspace, a_run: Run, tmp_path: Path) -> None:
+    with TestTeacher() as teacher:
+        run = a_run(teacher.url)
+        made = generate.run(run, context_of(workspace, tmp_path))
+    workspace.remove("answers/t-1/manifest.json")
+    found = generate.run(run.model_copy(update={"look_only": True}), context_of(workspace, tmp_path))
+    assert found.missing_shards == 0
+    assert (found.ledger, found.output_digest) == (made.ledger, made.output_digest)
+    assert manifests.load(workspace, "answers/t-1") is not None
 
 
 def test_finished_shards_are_not_made_again_after_a_stop(workspace: Workspace, a_run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 1. Plan: which prompts are this teacher's, in which shards, and which of those this worker makes.
 2. Look what is committed already; those shards are never made again.
+   A look ends here, unless nothing but the merge is left: it says how many are missing.
 3. Open the teacher and keep it busy; every shard is committed as soon as its last answer is there.
 4. Whoever finds all shards in place merges: the ledger, the copies for people, the manifest.
 
@@ -15,6 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from kubedistill_api.base import Stage
 from kubedistill_api.generation import Signal
@@ -44,6 +46,9 @@ from kubedistill_trainer.store.shards import (
 from kubedistill_trainer.teachers.opening import open_teacher
 from kubedistill_trainer.teachers.protocol import Sampling
 
+_Key: TypeAlias = tuple[Split, int]
+"""Of a shard."""
+
 
 def run(run: GenerateRun, context: StageContext) -> GenerateResult:
     """See the module."""
@@ -51,13 +56,14 @@ def run(run: GenerateRun, context: StageContext) -> GenerateResult:
     committed = _committed(run, context, plans)
     mine = [plan for plan in of_worker(plans, context.worker, run.workers) if _key(plan) not in committed]
     context.log.info("%d of %d shards are committed, %d are made here", len(committed), len(plans), len(mine))
+    if run.look_only and len(committed) < len(plans):
+        return _result(run, committed, plans, "The teacher has to be asked.")
     if mine:
         _generate(run, context, plans, mine, committed)
         committed = _committed(run, context, plans)
-    tally = sum(committed.values(), Tally())
     if len(committed) < len(plans):
-        return _result(run, tally, f"{len(committed)} of {len(plans)} shards are there; other workers make the rest.")
-    return _merge(run, context, plans, tally)
+        return _result(run, committed, plans, "Other workers make the rest.")
+    return _merge(run, context, plans, committed)
 
 
 def sampling_of(run: GenerateRun) -> Sampling:
@@ -79,7 +85,7 @@ def _plan(run: GenerateRun, context: StageContext) -> list[ShardPlan]:
     return plan_shards(rows, run.generation.shards)
 
 
-def _committed(run: GenerateRun, context: StageContext, plans: Sequence[ShardPlan]) -> dict[tuple[Split, int], Tally]:
+def _committed(run: GenerateRun, context: StageContext, plans: Sequence[ShardPlan]) -> dict[_Key, Tally]:
     there = set(context.workspace.list(f"{run.folder}/shards"))
     paths = {_key(plan): shard_path(run.folder, plan.split, plan.index) for plan in plans}
     return {
@@ -92,7 +98,7 @@ def _generate(
     context: StageContext,
     plans: Sequence[ShardPlan],
     mine: Sequence[ShardPlan],
-    committed: Mapping[tuple[Split, int], Tally],
+    committed: Mapping[_Key, Tally],
 ) -> None:
     """Ask the teacher for all that is missing of this worker's shards."""
     samples, generation = run.generation.samples_per_prompt, run.generation
@@ -182,8 +188,11 @@ def pinned(context: StageContext, prepared: str, ref: ModelRef, role: str) -> Mo
     return ref.model_copy(update={"revision": found.revision}) if found is not None else ref
 
 
-def _merge(run: GenerateRun, context: StageContext, plans: Sequence[ShardPlan], tally: Tally) -> GenerateResult:
+def _merge(
+    run: GenerateRun, context: StageContext, plans: Sequence[ShardPlan], committed: Mapping[_Key, Tally]
+) -> GenerateResult:
     """Check the yield of the whole, write the copies for people, and make it all visible."""
+    tally = sum(committed.values(), Tally())
     workspace, folder = context.workspace, run.folder
     context.progress.update(message="merging")
     paths = [shard_path(folder, plan.split, plan.index) for plan in plans]
@@ -209,13 +218,18 @@ def _merge(run: GenerateRun, context: StageContext, plans: Sequence[ShardPlan], 
         workspace.put(copy, f"{folder}/{copy.name}")
         files[copy.name] = manifests.entry_of(copy)
         copy.unlink()
-    result = _result(run, tally, f"{tally.accepted} of {tally.done} answers can train.")
-    committed = context.commit(result, files, {"ledger": dict(tally.reasons) | {"Accepted": tally.accepted}})
-    assert isinstance(committed, GenerateResult)
-    return committed
+    result = _result(run, committed, plans, f"{tally.accepted} of {tally.done} answers can train.")
+    finished = context.commit(result, files, {"ledger": dict(tally.reasons) | {"Accepted": tally.accepted}})
+    assert isinstance(finished, GenerateResult)
+    return finished
 
 
-def _result(run: GenerateRun, tally: Tally, message: str) -> GenerateResult:
+def _result(
+    run: GenerateRun, committed: Mapping[_Key, Tally], plans: Sequence[ShardPlan], message: str
+) -> GenerateResult:
+    """What is there by now, whoever made it."""
+    tally, missing = sum(committed.values(), Tally()), len(plans) - len(committed)
+    said = f"{len(committed)} of {len(plans)} shards are there. {message}" if missing else message
     return GenerateResult(
         stage=Stage.GENERATE,
         teacher=run.teacher.name,
@@ -224,7 +238,8 @@ def _result(run: GenerateRun, tally: Tally, message: str) -> GenerateResult:
         folder=run.folder,
         ledger=tally.ledger(),
         tokens_generated=tally.tokens,
-        message=message,
+        missing_shards=missing,
+        message=said,
     )
 
 
@@ -251,5 +266,5 @@ def _rejected_rows(run: GenerateRun, context: StageContext, paths: Sequence[str]
                     yield row
 
 
-def _key(plan: ShardPlan) -> tuple[Split, int]:
+def _key(plan: ShardPlan) -> _Key:
     return (plan.split, plan.index)
