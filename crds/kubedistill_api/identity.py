@@ -24,6 +24,9 @@ LABEL_STAGE = f"{GROUP}/stage"
 LABEL_TEACHER = f"{GROUP}/teacher"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 
+ANNOTATION_STARTED = f"{GROUP}/started-at"
+"""On a Job that waited for its teacher: when it was given pods. Its own clock began earlier."""
+
 COMPONENT_LOOK = "look"
 """Component of a Generate attempt that only looks whether the answers are there, before its teacher is started."""
 

@@ -109,14 +109,14 @@ def test_production_waits_for_its_teacher_and_lands_on_its_nodes() -> None:
             assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H200"}
             assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
         if manifest["kind"] == "Job":
-            assert manifest["spec"].get("suspend", False) is (stage == "Generate")
+            assert (manifest["spec"]["parallelism"] == 0) is (stage == "Generate")
 
 
 def test_an_external_teacher_is_not_served() -> None:
     assert planned("04", "Deployment", "Service") == []
     assert runs("04")["Generate"]["endpoint"] == {"url": "https://teacher.example/v1", "model": "large-chat-model"}
     (generate,) = [m for m in planned("04", "Job") if m["metadata"]["labels"]["kubedistill.io/stage"] == "Generate"]
-    assert "suspend" not in generate["spec"]
+    assert generate["spec"]["parallelism"] > 0
 
 
 def test_an_external_teachers_key_is_a_reference_and_only_where_it_is_used() -> None:

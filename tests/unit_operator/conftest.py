@@ -12,6 +12,7 @@ import pytest
 
 from kubedistill_api.base import Stage
 from kubedistill_api.identity import (
+    ANNOTATION_STARTED,
     COMPONENT_LOOK,
     LABEL_ATTEMPT,
     LABEL_COMPONENT,
@@ -32,7 +33,7 @@ from kubedistill_api.results import (
 from kubedistill_api.run import Run, read_run
 from kubedistill_api.status import Estimate, Ledger, Score, Status
 from kubedistill_operator.core.planner import plan
-from kubedistill_operator.core.plans import Manifest, Plan, Ref
+from kubedistill_operator.core.plans import Lease, Manifest, Plan, Ref
 from kubedistill_operator.core.ports import ConflictError
 from kubedistill_operator.core.seen import JobState, Refusal, Seen, SeenJob, SeenPod, SeenTeacher
 from kubedistill_operator.core.settings import Settings
@@ -141,8 +142,12 @@ class MemoryCluster:
         assert owners <= alive, "an owner that is not there: the garbage collector would delete this at once"
         self.objects[key] = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
 
-    async def start(self, job: DistillationJob, ref: Ref) -> None:
-        self._held(ref)["spec"]["suspend"] = False
+    async def lease(self, job: DistillationJob, lease: Lease) -> None:
+        manifest = self._named(lease.job)
+        manifest["spec"]["activeDeadlineSeconds"] = lease.deadline_seconds
+        if lease.workers:
+            manifest["spec"]["parallelism"] = lease.workers
+            manifest["metadata"]["annotations"] = {ANNOTATION_STARTED: lease.now.isoformat()}
 
     async def delete(self, job: DistillationJob, ref: Ref) -> None:
         found = self.objects.get((ref.kind, ref.name))
@@ -177,7 +182,7 @@ class MemoryCluster:
         changed = DistillationJobSpec.model_validate({**spec, **parts})
         self.asked = self.asked.model_copy(update={"spec": changed})
 
-    def _held(self, ref: Ref) -> Manifest:
+    def _named(self, ref: Ref) -> Manifest:
         found = self.objects[(ref.kind, ref.name)]
         assert found["metadata"]["uid"] == ref.uid
         return found
@@ -190,17 +195,24 @@ class MemoryCluster:
             uid=meta["uid"],
             key=key,
             attempt=int(meta["labels"][LABEL_ATTEMPT]),
-            state=JobState.SUSPENDED if manifest["spec"].get("suspend") else JobState.ACTIVE,
+            state=JobState.ACTIVE,
+            held=manifest["spec"]["parallelism"] == 0,
             look=meta["labels"][LABEL_COMPONENT] == COMPONENT_LOOK,
             created_at=self.born[meta["uid"]],
+            clock_from=self.born[meta["uid"]],
+            deadline_seconds=manifest["spec"].get("activeDeadlineSeconds"),
         )
-        if seen.state is JobState.SUSPENDED:
+        if self._is_too_old(seen):
+            return replace(seen, state=JobState.FAILED, reason="DeadlineExceeded", finished_at=self.now)
+        if seen.held:
             return seen
+        let_run = meta.get("annotations", {}).get(ANNOTATION_STARTED)
+        seen = replace(seen, started_at=datetime.fromisoformat(let_run) if let_run else seen.created_at)
         run = read_run(self.objects[("ConfigMap", meta["name"])]["data"]["run.json"])
         result = self.ended.get(seen.uid) or self.script(run)
         if result is None:
             pod = SeenPod(name=f"{seen.name}-0", phase="Running", created_at=seen.created_at)
-            return replace(seen, started_at=seen.created_at, pods=(pod,))
+            return replace(seen, pods=(pod,))
         self.ended[seen.uid] = result
         bad = isinstance(result, FailedResult)
         pod = SeenPod(
@@ -211,7 +223,13 @@ class MemoryCluster:
             finished_at=self.now,
         )
         state = JobState.FAILED if bad else JobState.SUCCEEDED
-        return replace(seen, state=state, started_at=seen.created_at, finished_at=self.now, pods=(pod,))
+        return replace(seen, state=state, finished_at=self.now, pods=(pod,))
+
+    def _is_too_old(self, seen: SeenJob) -> bool:
+        """The Job controller counts from the beginning of the Job's clock, whether it has pods or not."""
+        if seen.deadline_seconds is None or seen.clock_from is None or seen.uid in self.ended:
+            return False
+        return self.now - seen.clock_from >= timedelta(seconds=seen.deadline_seconds)
 
     def _seen_teacher(self, manifest: Manifest) -> SeenTeacher:
         meta = manifest["metadata"]
@@ -241,7 +259,7 @@ async def one_pass(
     step = plan(job, await cluster.observe(job), cluster.now, settings)
     writes: list[tuple[str, Any]] = [
         *((f"apply {m['kind']}", cluster.apply(job, m)) for m in step.apply),
-        *((f"start {r.kind}", cluster.start(job, r)) for r in step.start),
+        *((f"lease {lease.job.kind}", cluster.lease(job, lease)) for lease in step.leases),
         *((f"delete {r.kind}", cluster.delete(job, r)) for r in step.delete),
         *([("status", cluster.write_status(job, step.status))] if step.status != job.status else []),
     ]

@@ -178,5 +178,4 @@ def test_a_look_is_one_small_pod_that_starts_at_once_and_queues_like_any_other(k
     assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     spec = made["spec"]
     assert (spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (1, 1, 0)
-    assert "suspend" not in spec
     assert "activeDeadlineSeconds" not in spec, "it holds no GPU; what moves nothing is stopped by the plan"

@@ -227,7 +227,8 @@ def test_only_the_job_of_a_served_teacher_waits_and_it_has_no_queue(
     for manifest in of(made, "Job"):
         labels = manifest["metadata"]["labels"]
         waits = labels.get("kubedistill.io/teacher") in served
-        assert manifest["spec"].get("suspend", False) is waits
+        assert (manifest["spec"]["parallelism"] == 0) is waits
+        assert "suspend" not in manifest["spec"], "a suspended Job has no deadline, nor what it owns"
         # Kueue would start it by its own clock.
         assert labels.get("kueue.x-k8s.io/queue-name", "") == ("" if waits else queue)
     teachers = list(of(made, "Deployment"))

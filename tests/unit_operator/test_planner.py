@@ -92,7 +92,7 @@ async def test_the_teacher_comes_after_its_job_and_before_the_questions(kit: Kit
     cluster = kit["MemoryCluster"](kit["a_job"](), teacher_answers=False)
     await kit["until"](cluster, settings, lambda status: status.current_stage == "Generate:big")
     job = cluster.objects[("Job", "small-generate-big-1")]
-    assert job["spec"]["suspend"] is True
+    assert job["spec"]["parallelism"] == 0
     assert job["spec"]["activeDeadlineSeconds"] > 0
     assert job["spec"]["ttlSecondsAfterFinished"] > 0
     assert not any(kind == "Deployment" for kind, _ in cluster.objects)
@@ -101,10 +101,10 @@ async def test_the_teacher_comes_after_its_job_and_before_the_questions(kit: Kit
     assert owner["uid"] == job["metadata"]["uid"]
     assert cluster.asked.status.phase is Phase.STARTING_TEACHER
     await kit["one_pass"](cluster, settings)
-    assert cluster.objects[("Job", "small-generate-big-1")]["spec"]["suspend"] is True
+    assert cluster.objects[("Job", "small-generate-big-1")]["spec"]["parallelism"] == 0
     cluster.teacher_answers = True
     await kit["one_pass"](cluster, settings)
-    assert cluster.objects[("Job", "small-generate-big-1")]["spec"]["suspend"] is False
+    assert cluster.objects[("Job", "small-generate-big-1")]["spec"]["parallelism"] > 0
     assert condition(cluster, ConditionType.TEACHER_READY).status is ConditionStatus.TRUE
 
 
@@ -128,7 +128,7 @@ async def test_a_teacher_that_is_not_ours_to_serve_has_no_deployment(
 ) -> None:
     cluster = kit["MemoryCluster"](kit["a_job"](teachers=[{"name": "big", **teacher}]))
     await kit["until"](cluster, settings, lambda status: status.current_stage == "Generate:big")
-    assert "suspend" not in cluster.objects[("Job", "small-generate-big-1")]["spec"]
+    assert cluster.objects[("Job", "small-generate-big-1")]["spec"]["parallelism"] > 0
     await kit["until"](cluster, settings)
     assert not any(kind == "Deployment" for kind, _ in cluster.objects)
 
@@ -370,7 +370,7 @@ async def test_a_finished_job_is_left_alone(kit: Kit, settings: Settings) -> Non
     cluster.objects.clear()
     cluster.now += timedelta(days=3)
     step = await kit["one_pass"](cluster, settings)
-    assert (step.apply, step.start, step.delete, step.check_in) == ((), (), (), None)
+    assert (step.apply, step.leases, step.delete, step.check_in) == ((), (), (), None)
     assert step.status == before
 
 

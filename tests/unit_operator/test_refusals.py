@@ -96,7 +96,7 @@ async def test_a_refused_teacher_is_told_and_holds_no_gpu(kit: Kit, settings: Se
     told = status.condition(ConditionType.TEACHER_READY)
     assert (told.status, told.reason) == (ConditionStatus.FALSE, "QuotaExceeded")
     assert sentence in told.message
-    assert cluster.objects[("Job", "small-generate-big-1")]["spec"]["suspend"] is True
+    assert cluster.objects[("Job", "small-generate-big-1")]["spec"]["parallelism"] == 0
     cluster.refuses = lambda m: ""
     assert (await kit["until"](cluster, settings)).phase is Phase.SUCCEEDED
 

@@ -168,7 +168,7 @@ def test_an_operator_that_was_away_for_hours_stops_nothing_at_its_first_look(kit
 
 def test_a_teacher_that_crashes_again_and_again_is_not_waited_for(kit: Kit) -> None:
     pod = SeenPod(name="t-0", restarts=3, exit_code=1, log_tail="x\nRuntimeError: bad flag")
-    waits = replace(running(kit, GENERATE), state=JobState.SUSPENDED)
+    waits = replace(running(kit, GENERATE), held=True)
     step = passed(kit, at(kit, GENERATE), waits, 30, teacher(kit, answered=False, pods=(pod,)))
     assert step.status.last_failure is not None
     assert step.status.last_failure.reason == "TeacherCrashed"
@@ -177,7 +177,7 @@ def test_a_teacher_that_crashes_again_and_again_is_not_waited_for(kit: Kit) -> N
 
 def test_a_teacher_without_gpus_says_so(kit: Kit) -> None:
     pod = SeenPod(name="t-0", waiting_reason="Unschedulable", waiting_message="Insufficient nvidia.com/gpu")
-    waits = replace(running(kit, GENERATE), state=JobState.SUSPENDED)
+    waits = replace(running(kit, GENERATE), held=True)
     step = passed(kit, at(kit, GENERATE), waits, 30, teacher(kit, answered=False, pods=(pod,)))
     assert (step.status.phase, step.status.reason) == (Phase.STARTING_TEACHER, "Unschedulable")
     assert "Insufficient nvidia.com/gpu" in step.status.condition(ConditionType.TEACHER_READY).message

@@ -131,6 +131,25 @@ def test_a_job_has_its_key_its_attempt_and_its_own_pods_only() -> None:
     assert [(pod.name, pod.log_tail) for pod in job.pods] == [("p", "tail")]
 
 
+HELD = {
+    "held": ({"parallelism": 0}, None, (True, None)),
+    "let-run": ({"parallelism": 2}, "2026-01-01T01:00:00Z", (False, "2026-01-01T01:00:00Z")),
+    "never-held": ({"parallelism": 2}, None, (False, "2026-01-01T00:00:01Z")),
+}
+
+
+@pytest.mark.parametrize(("spec", "let_run", "expected"), HELD.values(), ids=HELD.keys())
+def test_a_jobs_clock_may_begin_before_it_is_allowed_to_have_pods(
+    spec: dict[str, Any], let_run: str | None, expected: tuple[bool, str | None]
+) -> None:
+    raw = a_job({"startTime": "2026-01-01T00:00:01Z"}, **spec, activeDeadlineSeconds=99)
+    raw["metadata"]["annotations"] = {"kubedistill.io/started-at": let_run} if let_run else {}
+    job = reading.read_job(raw, [], {}, [])
+    assert job is not None
+    assert (job.held, job.started_at) == (expected[0], reading.time_of(expected[1]))
+    assert (job.clock_from, job.deadline_seconds) == (reading.time_of("2026-01-01T00:00:01Z"), 99)
+
+
 @pytest.mark.parametrize(("component", "look"), [("look", True), ("generate", False), (None, False)])
 def test_a_look_is_told_by_its_component(component: str | None, look: bool) -> None:
     raw = a_job()
@@ -199,6 +218,7 @@ def test_a_job_without_pods_waits_for_them_until_it_has_ended() -> None:
     assert reading.waits_for_pods(a_job(), [a_pod()])
     assert not reading.waits_for_pods(a_job(), [mine])
     assert not reading.waits_for_pods(a_job(suspend=True), [])
+    assert not reading.waits_for_pods(a_job(parallelism=0), [])
     assert not reading.waits_for_pods(a_job({"conditions": [condition("Complete")]}), [])
 
 

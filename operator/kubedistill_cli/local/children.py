@@ -63,6 +63,11 @@ class LocalChild(BaseModel):
         return {owner["uid"] for owner in self.manifest["metadata"].get("ownerReferences", [])}
 
     @property
+    def held(self) -> bool:
+        """Whether it is a Job that may have no pod yet."""
+        return self.kind == "Job" and self.manifest["spec"].get("parallelism") == 0
+
+    @property
     def container(self) -> dict[str, Any]:
         """The one container of its pods."""
         found: dict[str, Any] = self.manifest["spec"]["template"]["spec"]["containers"][0]

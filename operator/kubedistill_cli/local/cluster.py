@@ -33,7 +33,7 @@ from kubedistill_cli.local.folders import JobFolder, write_whole
 from kubedistill_cli.local.launcher import Launcher, free_port
 from kubedistill_cli.local.processes import kill_tree, started_at
 from kubedistill_cli.local.records import JobRecord
-from kubedistill_operator.core.plans import Manifest, Ref
+from kubedistill_operator.core.plans import Lease, Manifest, Ref
 from kubedistill_operator.core.seen import JobState, Seen, SeenJob, SeenPod, SeenTeacher
 from kubedistill_operator.manifests.run_file import KEY
 
@@ -78,19 +78,17 @@ class LocalCluster:
         """Write a child down; a Job that may run starts at the next look."""
         key = f"{manifest['kind']}/{manifest['metadata']['name']}"
         if key not in self._children.found:
-            state = None
-            if manifest["kind"] == "Job":
-                state = JobState.SUSPENDED if manifest["spec"].get("suspend") else JobState.ACTIVE
+            state = JobState.ACTIVE if manifest["kind"] == "Job" else None
             self._children.found[key] = LocalChild(
                 manifest=manifest, uid=str(uuid.uuid4()), created_at=datetime.now(UTC), state=state
             )
             self._children.save(self._folder.children)
 
-    async def start(self, job: DistillationJob, ref: Ref) -> None:
-        """Let a suspended Job run."""
-        child = self._children.get("Job", ref.name)
-        if child is not None and child.uid == ref.uid and child.state is JobState.SUSPENDED:
-            child.state = JobState.ACTIVE
+    async def lease(self, job: DistillationJob, lease: Lease) -> None:
+        """Let a Job that was held run. One that is held needs no time here: its teacher dies with this runner."""
+        child = self._children.get("Job", lease.job.name)
+        if child is not None and child.uid == lease.job.uid and lease.workers:
+            child.manifest["spec"] |= {"parallelism": lease.workers, "activeDeadlineSeconds": lease.seconds}
             self._children.save(self._folder.children)
 
     async def delete(self, job: DistillationJob, ref: Ref) -> None:
@@ -120,7 +118,7 @@ class LocalCluster:
 
     def at_rest(self) -> bool:
         """Whether no process runs and none is about to."""
-        living = any(child.state in (JobState.ACTIVE, JobState.SUSPENDED) for child in self._children.of("Job"))
+        living = any(child.state is JobState.ACTIVE for child in self._children.of("Job"))
         return not living and not self._children.of("Deployment")
 
     def reports(self, seen: Seen) -> tuple[ProgressReport, ...]:
@@ -175,7 +173,7 @@ class LocalCluster:
             self._forget(owned)
 
     def _control(self, child: LocalChild, now: datetime) -> None:
-        if child.state is not JobState.ACTIVE or child.deleting_since is not None:
+        if child.state is not JobState.ACTIVE or child.deleting_since is not None or child.held:
             return
         child.started_at = child.started_at or now
         decision = decide(child, now, self._cores)
@@ -249,6 +247,7 @@ class LocalCluster:
             key=StageKey(Stage(labels[LABEL_STAGE]), labels.get(LABEL_TEACHER, "")),
             attempt=int(labels[LABEL_ATTEMPT]),
             state=child.state or JobState.ACTIVE,
+            held=child.held,
             look=labels[LABEL_COMPONENT] == COMPONENT_LOOK,
             reason=child.reason,
             message=child.message,

@@ -25,7 +25,7 @@ class Decision:
 
 
 def decide(job: LocalChild, now: datetime, cores: int) -> Decision:
-    """The next step of a Job that is not suspended and has not ended."""
+    """The next step of a Job that may have pods and has not ended."""
     spec = job.manifest["spec"]
     running = [pod for pod in job.pods.values() if pod.alive]
     if failed := _given_up(job, spec, now):

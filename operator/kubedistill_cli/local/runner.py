@@ -110,8 +110,8 @@ async def one_pass(cluster: LocalCluster, job: DistillationJob, settings: Settin
     step = plan(current, seen, datetime.now(UTC), settings)
     for manifest in step.apply:
         await cluster.apply(current, manifest)
-    for ref in step.start:
-        await cluster.start(current, ref)
+    for lease in step.leases:
+        await cluster.lease(current, lease)
     for ref in step.delete:
         await cluster.delete(current, ref)
     if step.status != current.status:

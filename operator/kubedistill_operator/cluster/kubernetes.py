@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from kubedistill_api.base import KIND
 from kubedistill_api.documents import schema_problems
-from kubedistill_api.identity import LABEL_JOB_UID
+from kubedistill_api.identity import ANNOTATION_STARTED, LABEL_JOB_UID
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.rules import Problem
 from kubedistill_api.status import StageState, Status
@@ -32,10 +32,10 @@ from kubedistill_operator.cluster.reading import (
     waits_for_pods,
     wants_log,
 )
-from kubedistill_operator.core.plans import Manifest, Ref
+from kubedistill_operator.core.plans import Lease, Manifest, Ref
 from kubedistill_operator.core.ports import ConflictError
 from kubedistill_operator.core.seen import Refusal, Seen, SeenJob, SeenTeacher
-from kubedistill_operator.core.times import since
+from kubedistill_operator.core.times import rfc3339, since
 
 LOG_LINES = 20
 LOG_BYTES = 4096
@@ -151,17 +151,24 @@ class KubernetesCluster:
         if existing is not None:
             self._check_ownership(job, manifest, existing)
             if kind == "Job":
-                return  # Its template is immutable, and an apply would suspend it again.
+                return  # Its template is immutable, and an apply would take its pods away.
             manifest = {**manifest, "metadata": {**metadata, "uid": existing["metadata"]["uid"]}}
         await self._api.patch(where, manifest, APPLY_PATCH, query=(("force", "true"),))
 
-    async def start(self, job: DistillationJob, ref: Ref) -> None:
-        """Let a suspended Job run, if it still has this uid.
+    async def lease(self, job: DistillationJob, lease: Lease) -> None:
+        """Move a Job's deadline, and give it pods where the lease has any, if it still has this uid.
 
         Raises:
             ConflictError: it has another.
         """
-        body = {"metadata": {"uid": ref.uid}, "spec": {"suspend": False}}
+        ref = lease.job
+        body: dict[str, Any] = {
+            "metadata": {"uid": ref.uid},
+            "spec": {"activeDeadlineSeconds": lease.deadline_seconds},
+        }
+        if lease.workers:
+            body["metadata"]["annotations"] = {ANNOTATION_STARTED: rfc3339(lease.now)}
+            body["spec"]["parallelism"] = lease.workers
         await self._api.patch(path(ref.kind, job.metadata.namespace, ref.name), body, MERGE_PATCH)
 
     async def delete(self, job: DistillationJob, ref: Ref) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kubedistill_api.base import Stage
 from kubedistill_api.identity import (
+    ANNOTATION_STARTED,
     COMPONENT_LOOK,
     LABEL_ATTEMPT,
     LABEL_COMPONENT,
@@ -44,18 +45,23 @@ def read_job(
         return None
     ended = _condition(status, "Complete") or _condition(status, "Failed") or {}
     mine = sorted((pod for pod in pods if controller_uid(pod) == metadata["uid"]), key=_name)
+    begun, held = time_of(status.get("startTime")), _is_held(raw)
+    let_run = time_of((metadata.get("annotations") or {}).get(ANNOTATION_STARTED))
     return SeenJob(
         name=metadata["name"],
         uid=metadata["uid"],
         key=key,
         attempt=attempt,
         state=_job_state(raw),
+        held=held,
         look=labels(raw).get(LABEL_COMPONENT) == COMPONENT_LOOK,
         reason=ended.get("reason", ""),
         message=ended.get("message", ""),
         created_at=time_of(metadata.get("creationTimestamp")),
-        started_at=time_of(status.get("startTime")),
+        started_at=let_run or (None if held else begun),
         finished_at=time_of(status.get("completionTime") or ended.get("lastTransitionTime")),
+        clock_from=begun,
+        deadline_seconds=raw["spec"].get("activeDeadlineSeconds"),
         deleting="deletionTimestamp" in metadata,
         pods=tuple(read_pod(pod, tails.get(pod["metadata"]["uid"], "")) for pod in mine),
         progress=tuple(reports),
@@ -143,7 +149,8 @@ def wants_log(raw: Raw) -> bool:
 
 def waits_for_pods(raw: Raw, pods: Iterable[Raw]) -> bool:
     """Whether a Job should have pods and has none: perhaps the API server refuses them."""
-    return _job_state(raw) is JobState.ACTIVE and not any(controller_uid(pod) == raw["metadata"]["uid"] for pod in pods)
+    wants = _job_state(raw) is JobState.ACTIVE and not _is_held(raw)
+    return wants and not any(controller_uid(pod) == raw["metadata"]["uid"] for pod in pods)
 
 
 def last_note(events: Iterable[Raw]) -> str:
@@ -162,6 +169,10 @@ def is_active(raw: Raw) -> bool:
     """Whether the pod can be asked for its progress."""
     status = raw.get("status", {})
     return status.get("phase") == "Running" and bool(status.get("podIP")) and "deletionTimestamp" not in raw["metadata"]
+
+
+def _is_held(raw: Raw) -> bool:
+    return bool(raw.get("spec", {}).get("parallelism") == 0)
 
 
 def _job_state(raw: Raw) -> JobState:

@@ -88,6 +88,9 @@ def _unread(job: SeenJob) -> Broken:
 
 def _broken(job: SeenJob) -> Broken:
     pod = _culprit(job)
+    if job.reason == "DeadlineExceeded" and job.held:
+        text = "No operator was there while the teacher started, so its GPUs were freed; it is started again."
+        return _broken_by(job, None, FailureClass.INFRASTRUCTURE, Reason.OPERATOR_AWAY, text, Remedy.RESUME)
     if job.reason == "DeadlineExceeded":
         text = f"{job.key} did not end within its deadline: raise spec.runPolicy.activeDeadlineSeconds."
         return _broken_by(job, pod, FailureClass.DEADLINE, Reason.STAGE_DEADLINE_EXCEEDED, text, Remedy.NONE)

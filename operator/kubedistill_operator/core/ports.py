@@ -6,7 +6,7 @@ from typing import Protocol
 
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.status import Status
-from kubedistill_operator.core.plans import Manifest, Ref
+from kubedistill_operator.core.plans import Lease, Manifest, Ref
 from kubedistill_operator.core.seen import Seen
 
 
@@ -25,8 +25,8 @@ class Cluster(Protocol):
         """Make one child be as the manifest says; idempotent, owned fields only."""
         ...
 
-    async def start(self, job: DistillationJob, ref: Ref) -> None:
-        """Let a suspended Job run, if it still has this uid. Its template is fixed, so nothing else is touched."""
+    async def lease(self, job: DistillationJob, lease: Lease) -> None:
+        """Give a Job its time and its pods, if it still has this uid. Nothing else is touched."""
         ...
 
     async def delete(self, job: DistillationJob, ref: Ref) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kubedistill_api import digests
 from kubedistill_api.base import Stage
 from kubedistill_api.identity import StageKey, stage_folder
-from kubedistill_api.job import DistillationJob
+from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.run import (
     Endpoint,
     EvaluateRun,
@@ -122,6 +122,11 @@ def run_for(job: DistillationJob, status: Status, key: StageKey, attempt: int, s
             )
 
 
+def workers(spec: DistillationJobSpec, settings: Settings) -> int:
+    """Pods of one teacher's Generate step."""
+    return min(spec.generation.parallelism, spec.generation.shards, settings.max_workers)
+
+
 def look_for(run: GenerateRun) -> GenerateRun:
     """The run file of the look that goes before an attempt."""
     return run.model_copy(update={"look_only": True, "workers": 1})
@@ -159,6 +164,6 @@ def _generate_parts(
         "generation": spec.generation,
         "labels": spec.data.labels,
         "max_sequence_length": spec.training.hyperparameters.max_sequence_length,
-        "workers": min(spec.generation.parallelism, spec.generation.shards, settings.max_workers),
+        "workers": workers(spec, settings),
         "prepared": lineage.folder(Stage.PREPARE),
     }

@@ -17,7 +17,7 @@ from kubedistill_api.results import FailedResult, Success
 class JobState(StrEnum):
     """Where a stage's Job is."""
 
-    SUSPENDED = "Suspended"
+    SUSPENDED = "Suspended"  # by a queue
     ACTIVE = "Active"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -60,6 +60,8 @@ class SeenJob:
     key: StageKey
     attempt: int
     state: JobState
+    held: bool = False
+    """It may have no pod yet: its teacher has not answered."""
     look: bool = False
     """It goes before the attempt of its number, without a teacher, to see whether the answers are there."""
     reason: str = ""
@@ -67,7 +69,11 @@ class SeenJob:
     message: str = ""
     created_at: datetime | None = None
     started_at: datetime | None = None
+    """When it was allowed to have pods."""
     finished_at: datetime | None = None
+    clock_from: datetime | None = None
+    """From when its deadline is counted: also a Job that is held grows old."""
+    deadline_seconds: int | None = None
     deleting: bool = False
     pods: tuple[SeenPod, ...] = ()
     pods_refused: str = ""

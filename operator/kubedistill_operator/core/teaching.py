@@ -1,7 +1,7 @@
 """The teacher of a Generate attempt: made once its Job exists, waited for, and the Job started when it answers.
 
-The order is the dead-man's switch: the Deployment is owned by a Job that has a deadline and a TTL, so the GPUs are
-freed even when no operator is left.
+The order is the dead-man's switch (`core.leases`): the Deployment is owned by a Job that has a deadline and a TTL, so
+the GPUs are freed even when no operator is left.
 """
 
 from __future__ import annotations

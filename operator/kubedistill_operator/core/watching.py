@@ -17,10 +17,11 @@ from kubedistill_api.status import (
 )
 from kubedistill_operator.core import records
 from kubedistill_operator.core.conditions import Reason, with_condition
+from kubedistill_operator.core.leases import let_run, renewed
 from kubedistill_operator.core.obstacles import obstacle, reason_of_refusal, refused_pods
 from kubedistill_operator.core.outcomes import Broken, Remedy
 from kubedistill_operator.core.pipeline import Step
-from kubedistill_operator.core.plans import Plan, Ref
+from kubedistill_operator.core.plans import Plan
 from kubedistill_operator.core.progress import ledger_of, merged
 from kubedistill_operator.core.retries import after_failure
 from kubedistill_operator.core.seen import JobState, SeenJob, SeenPod
@@ -35,7 +36,7 @@ LOOKING = "It looks whether the answers are there already, before their teacher 
 def watch(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
     """What a pass does about an attempt that has not ended."""
     taught = step.served_teacher and not attempt.look
-    if attempt.state is JobState.SUSPENDED and taught:
+    if attempt.held and taught:
         return _until_taught(world, status, step, attempt)
     progress = _progress(world, status, step, attempt)
     late = _pending_too_long(world, attempt) or _idle_too_long(world, progress, step, attempt)
@@ -59,11 +60,11 @@ def _until_taught(world: World, status: Status, step: Step, attempt: SeenJob) ->
             text = f"Teacher {step.key.teacher} has answered a completion."
             status = with_condition(status, ConditionType.TEACHER_READY, True, Reason.TEACHER_ANSWERED, text, world.now)
             status = records.going_on(status, step, world.now, Reason.STARTING, "The teacher answers; asking starts.")
-            return Plan(status, start=(Ref("Job", attempt.name, attempt.uid),), check_in=PATIENCE)
+            return Plan(status, leases=(let_run(world, attempt),), check_in=PATIENCE)
         case Starts(reason, message, apply, again):
             status = with_condition(status, ConditionType.TEACHER_READY, False, reason, message, world.now)
             status = records.going_on(status, step, world.now, reason, message, phase=Phase.STARTING_TEACHER)
-            return Plan(status, apply=apply, check_in=again)
+            return Plan(status, apply=apply, leases=renewed(world, step, attempt), check_in=again)
         case Broken() as broken:
             text = broken.failure.message
             status = with_condition(status, ConditionType.TEACHER_READY, False, broken.failure.reason, text, world.now)

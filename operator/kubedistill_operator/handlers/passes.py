@@ -69,8 +69,8 @@ async def reconcile(
     step = plan(job, await cluster.observe(job), clock(), settings)
     for manifest in step.apply:
         await cluster.apply(job, manifest)
-    for ref in step.start:
-        await cluster.start(job, ref)
+    for lease in step.leases:
+        await cluster.lease(job, lease)
     for ref in step.delete:
         await cluster.delete(job, ref)
     if step.status != job.status:

@@ -11,6 +11,7 @@ from kubedistill_api.identity import COMPONENT_LOOK
 from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.placement import TemplateStage
 from kubedistill_api.run import GenerateRun, Run, TrainRun, looks_only, name_of_job, stage_key
+from kubedistill_api.teachers import Serving
 from kubedistill_operator.manifests import pods
 from kubedistill_operator.manifests.base import Defaults, Manifest, labels, metadata, owned_by_job, queue_label
 from kubedistill_operator.manifests.run_file import KEY
@@ -31,13 +32,18 @@ REQUESTS = {
 """What is reserved where the spec says nothing. No limits: those would kill a model that is larger than we guessed."""
 
 GRACE_SECONDS = 30
+HOLD_GRACE_SECONDS = 60
 
 
 def stage_job(job: DistillationJob, run: Run, defaults: Defaults) -> Manifest:
-    """One attempt as a Job. With a teacher of its own it is made suspended, and started once the teacher answers."""
+    """One attempt as a Job. With a teacher of its own it is made without pods, and gets them once the teacher answers.
+
+    Not suspended: the clock of a suspended Job stands still, and the teacher that it owns would outlive the operator.
+    """
     name = name_of_job(run)
     component = COMPONENT_LOOK if looks_only(run) else run.stage.lower()
-    queue = {} if waits_for_teacher(run) else queue_label(job)
+    serving = _waits_for(run)
+    queue = {} if serving is not None else queue_label(job)
     found = {**labels(job, stage_key(run), run.attempt, component), **queue}
     spec: dict[str, Any] = {
         **_completions(run),
@@ -48,11 +54,9 @@ def stage_job(job: DistillationJob, run: Run, defaults: Defaults) -> Manifest:
         "template": {"metadata": {"labels": found}, "spec": _pod(job, run, name, defaults)},
     }
     if run.stage is Stage.GENERATE and not looks_only(run):
-        spec["activeDeadlineSeconds"] = (
-            job.spec.run_policy.active_deadline_seconds or defaults.generate_deadline_seconds
-        )
-    if waits_for_teacher(run):
-        spec["suspend"] = True
+        spec["activeDeadlineSeconds"] = generate_deadline(job.spec, defaults)
+    if serving is not None:
+        spec |= {"parallelism": 0, "activeDeadlineSeconds": hold_seconds(serving)}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -61,13 +65,14 @@ def stage_job(job: DistillationJob, run: Run, defaults: Defaults) -> Manifest:
     }
 
 
-def waits_for_teacher(run: Run) -> bool:
-    """Whether the stage needs a teacher that is made for it.
+def generate_deadline(spec: DistillationJobSpec, defaults: Defaults) -> int:
+    """Seconds that a generation may take."""
+    return spec.run_policy.active_deadline_seconds or defaults.generate_deadline_seconds
 
-    Such a Job carries no queue label: Kueue would start it by its own clock. It asks for no GPU; its teacher does, and
-    queues for it.
-    """
-    return isinstance(run, GenerateRun) and run.teacher.serving is not None and not run.look_only
+
+def hold_seconds(serving: Serving) -> int:
+    """Seconds that a Job without pods lives unless they are renewed: as long as its teacher may take to start."""
+    return serving.startup_timeout_seconds + HOLD_GRACE_SECONDS
 
 
 def gpus(spec: DistillationJobSpec, stage: Stage, teacher: str = "") -> int:
@@ -81,6 +86,15 @@ def gpus(spec: DistillationJobSpec, stage: Stage, teacher: str = "") -> int:
             batch = spec.teacher(teacher).batch
             return batch.gpus if batch else 0
     return 0
+
+
+def _waits_for(run: Run) -> Serving | None:
+    """The teacher that is made for the stage, where there is one.
+
+    Such a Job carries no queue label: Kueue would start it by its own clock. It asks for no GPU; its teacher does, and
+    queues for it.
+    """
+    return run.teacher.serving if isinstance(run, GenerateRun) and not run.look_only else None
 
 
 def _completions(run: Run) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from walk.kube import Kube, until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 NAME = "away"
+TTL = int(yaml.safe_load(steps.VALUES.read_text())["operator"]["stageTtlSeconds"])
 
 
 @pytest.fixture
@@ -27,8 +28,29 @@ def scaled(operator: Kube) -> Any:
     to(2)
 
 
+def until_gone(kube: Kube, operator: Kube, name: str, seconds: int) -> None:
+    """Wait with no operator until a job's Generate Job is gone, and its teacher with it."""
+    component = ("-l", "app.kubernetes.io/name=kubedistill-operator")
+    until("no operator is left", lambda: not operator.get("pods", "", *component)["items"], 60)
+    until("the Generate Job is gone", lambda: not kube.children(name, "jobs", "Generate"), seconds)
+    until("the teacher is gone with it", lambda: not kube.children(name, "deployments"), 60)
+    served = ("-l", f"kubedistill.io/job={name},app.kubernetes.io/component=teacher")
+    until("its pods are gone too", lambda: not kube.get("pods", "", *served)["items"], 90)
+
+
+def test_away_while_the_teacher_starts_it_is_freed(kube: Kube, operator: Kube, scaled: Any) -> None:
+    name = "away-early"
+    kube("delete", "dj", name, "--ignore-not-found", "--wait=true")
+    serving = {"image": "localhost/kubedistill/no-such-image:dev", "gpusPerNode": 0, "startupTimeoutSeconds": 60}
+    teacher = {"name": "toy", "model": {"uri": "pvc://kubedistill-models/toy"}, "serving": serving}
+    kube.apply(toy_job(name, teachers=[teacher]))
+    until("the teacher starts", lambda: bool(kube.children(name, "deployments")), 600, every_seconds=1)
+    scaled(0)
+    until_gone(kube, operator, name, 2 * 60 + TTL + 60)
+    kube("delete", "dj", name, "--wait=true")
+
+
 def test_away_in_mid_generate_the_teacher_is_freed_and_nothing_lost(kube: Kube, operator: Kube, scaled: Any) -> None:
-    ttl = int(yaml.safe_load(steps.VALUES.read_text())["operator"]["stageTtlSeconds"])
     kube("delete", "dj", NAME, "--ignore-not-found", "--wait=true")
     teacher = {
         "name": "toy",
@@ -45,11 +67,7 @@ def test_away_in_mid_generate_the_teacher_is_freed_and_nothing_lost(kube: Kube, 
     kube.apply(toy_job(NAME, teachers=[teacher], data=data))
     until("asking starts", lambda: kube.status(NAME).get("phase") == "Generating", 900, every_seconds=1)
     scaled(0)
-    component = ("-l", "app.kubernetes.io/name=kubedistill-operator")
-    until("no operator is left", lambda: not operator.get("pods", "", *component)["items"], 60)
-    until("the Generate Job is gone", lambda: not kube.children(NAME, "jobs", "Generate"), 600 + ttl)
-    until("the teacher is gone with it", lambda: not kube.children(NAME, "deployments"), 60)
-    until("its pods are gone too", lambda: not kube.children(NAME, "pods", "Teacher"), 90)
+    until_gone(kube, operator, NAME, 600 + TTL)
     scaled(2)
     kube.wait(NAME, "Succeeded", 900)
     generate = next(stage for stage in kube.status(NAME)["stages"] if stage["name"] == "Generate:toy")
