@@ -15,8 +15,9 @@ from teaching.work import context_of, prepare, prompt_row
 
 from kubedistill_api.base import Task
 from kubedistill_api.exits import Exit
-from kubedistill_api.results import GenerateResult
+from kubedistill_api.results import FailedResult, GenerateResult
 from kubedistill_api.run import GenerateRun
+from kubedistill_trainer import runtime
 from kubedistill_trainer.errors import BadConfiguration, BadData, NotFound, Stopped, Transient
 from kubedistill_trainer.stages import generate
 from kubedistill_trainer.store import manifests
@@ -208,6 +209,28 @@ def test_a_yield_that_cannot_be_reached_stops_early_and_keeps_the_rows(
     assert len(teacher.seen) < 44
     kept = workspace.read_bytes("answers/t-1/rejected/given-up-0.jsonl").decode().splitlines()
     assert len(kept) == 5
+
+
+def test_finished_answers_are_reused_only_while_they_are_enough(
+    workspace: Workspace, a_run: Run, tmp_path: Path
+) -> None:
+    """The yield that is asked for names no folder: another job may ask for more of the same answers."""
+
+    def reply(messages: list[dict[str, Any]]) -> str:
+        return "" if int(messages[-1]["content"].strip("?").split()[-1]) % 4 == 0 else "Fine."
+
+    with TestTeacher(reply=reply) as teacher:
+        made = generate.run(a_run(teacher.url, minYield=0.5), context_of(workspace, tmp_path))
+        asked = len(teacher.seen)
+        enough = made.ledger.accepted / 44
+        again = runtime.execute(a_run(teacher.url, minYield=enough - 0.01), context_of(workspace, tmp_path), generate)
+        refused = runtime.execute(a_run(teacher.url, minYield=enough + 0.01), context_of(workspace, tmp_path), generate)
+        assert len(teacher.seen) == asked
+    assert isinstance(again, GenerateResult)
+    assert again.reused
+    assert isinstance(refused, FailedResult)
+    assert (refused.exit_code, refused.reason) == (Exit.BAD_DATA, "YieldTooLow")
+    assert "Empty" in refused.message
 
 
 def test_a_server_that_is_away_is_a_reason_to_try_the_stage_again(

@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from teaching.work import context_of
 
+from kubedistill_api.base import Stage
+from kubedistill_api.digests import generate_digest
 from kubedistill_api.documents import parse_job
+from kubedistill_api.identity import StageKey, stage_folder
 from kubedistill_api.results import FailedResult, GenerateResult, PrepareResult, Success
 from kubedistill_api.run import JobIdentity, PrepareRun
-from kubedistill_api.status import Ledger
+from kubedistill_api.status import Ledger, RejectReason
 from kubedistill_trainer import runtime
 from kubedistill_trainer.stages import prepare
 from kubedistill_trainer.store import manifests
@@ -95,20 +98,32 @@ def test_a_second_run_is_reused_until_the_file_changes(tried: Callable[..., Any]
 
 
 def test_answers_that_are_there_already_are_named(tried: Callable[..., Any], tmp_path: Path) -> None:
-    from kubedistill_api.base import Stage
-    from kubedistill_api.digests import generate_digest
-    from kubedistill_api.identity import StageKey, stage_folder
-
     first = tried()
     assert first.answers == []
-    spec = prepared_spec(tmp_path, first)
-    wanted = generate_digest(spec, "t", first.output_digest, "u")
-    folder = stage_folder("default", "j", StageKey(Stage.GENERATE, "t"), wanted)
-    made = GenerateResult(
-        input_digest=wanted, output_digest="sha256:out", folder=folder, teacher="t", ledger=Ledger(accepted=40)
-    )
-    manifests.commit(Workspace.open(f"file://{tmp_path}/workspace"), made)
+    folder = answered(tmp_path, first, Ledger(accepted=40))
     assert [answers.folder for answers in tried(None).answers] == [folder]
+
+
+def test_answers_that_are_there_must_be_enough_for_a_yield_that_was_raised_since(
+    tried: Callable[..., Any], tmp_path: Path
+) -> None:
+    reasons = [RejectReason(reason="Truncated", count=10)]
+    answered(tmp_path, tried(), Ledger(accepted=30, rejected=10, top_reasons=reasons))
+    assert tried(None, generation={"minYield": 0.75}).answers
+    refused = tried(None, generation={"minYield": 0.76})
+    assert (refused.exit_code, refused.reason) == (65, "YieldTooLow")
+    assert "30 of 40" in refused.message
+    assert "Truncated" in refused.message
+    assert "reuse: Never" in refused.message
+
+
+def answered(tmp_path: Path, prepared: PrepareResult, ledger: Ledger) -> str:
+    """The folder of a teacher's answers, made by an earlier job."""
+    wanted = generate_digest(prepared_spec(tmp_path, prepared), "t", prepared.output_digest, "u")
+    folder = stage_folder("default", "j", StageKey(Stage.GENERATE, "t"), wanted)
+    made = GenerateResult(input_digest=wanted, output_digest="sha256:out", folder=folder, teacher="t", ledger=ledger)
+    manifests.commit(Workspace.open(f"file://{tmp_path}/workspace"), made)
+    return folder
 
 
 def prepared_spec(tmp_path: Path, result: PrepareResult) -> Any:

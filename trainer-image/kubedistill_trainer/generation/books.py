@@ -63,10 +63,15 @@ def check_yield(tally: Tally, total: int, min_yield: float, example: RejectedRow
         Transient: most failures are of requests: the teacher may be well again later.
         BadData: the answers themselves are unusable. Both name the top reason and one row.
     """
-    usable = total - tally.rejected
-    if usable < min_yield * total:
+    if falls_short(tally.rejected, total, min_yield):
+        usable = total - tally.rejected
         asked = f"At most {usable} of {total} answers can be used, and generation.minYield asks for {min_yield:.0%}."
         raise _useless("YieldTooLow", asked, tally, example)
+
+
+def falls_short(rejected: int, total: int, min_yield: float) -> bool:
+    """Whether fewer than the share `min_yield` of `total` answers can be used."""
+    return total - rejected < min_yield * total
 
 
 def _useless(reason: str, words: str, tally: Tally, example: RejectedRow | None) -> StageError:

@@ -26,13 +26,13 @@ from kubedistill_api.run import GenerateRun
 from kubedistill_api.teachers import ModelRef
 from kubedistill_trainer.errors import BadData, StageError, Stopped
 from kubedistill_trainer.generation.assembly import Assembler
-from kubedistill_trainer.generation.books import Books, ShardMaker, Tally, check_yield
+from kubedistill_trainer.generation.books import Books, ShardMaker, Tally, check_yield, falls_short
 from kubedistill_trainer.generation.exchanges import Wanted
 from kubedistill_trainer.generation.plan import ShardPlan, of_worker, plan_shards, share_of
 from kubedistill_trainer.models import end_ids, fetch_model, load_tokenizer, tokenizer_digest
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.store import manifests
-from kubedistill_trainer.store.manifests import FileEntry
+from kubedistill_trainer.store.manifests import FileEntry, Manifest
 from kubedistill_trainer.store.rows import SPLITS, Split, fetch_tokenizer, read_prompts
 from kubedistill_trainer.store.shards import (
     RejectedRow,
@@ -64,6 +64,15 @@ def run(run: GenerateRun, context: StageContext) -> GenerateResult:
     if len(committed) < len(plans):
         return _result(run, committed, plans, "Other workers make the rest.")
     return _merge(run, context, plans, committed)
+
+
+def unchanged(run: GenerateRun, context: StageContext, manifest: Manifest) -> bool:
+    """Whether finished answers are enough: `minYield` shapes no answer, and may be higher than when they were made."""
+    found = manifest.result
+    if not isinstance(found, GenerateResult):
+        return False
+    ledger = found.ledger
+    return not falls_short(ledger.rejected, ledger.accepted + ledger.rejected, run.generation.min_yield)
 
 
 def sampling_of(run: GenerateRun) -> Sampling:

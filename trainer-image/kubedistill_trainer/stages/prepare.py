@@ -26,7 +26,8 @@ from kubedistill_api.run import PrepareRun
 from kubedistill_api.teachers import ModelRef
 from kubedistill_api.training import OWNED_DEEPSPEED_KEYS
 from kubedistill_trainer.core.rows import Row
-from kubedistill_trainer.errors import BadConfiguration
+from kubedistill_trainer.errors import BadConfiguration, BadData
+from kubedistill_trainer.generation.books import falls_short
 from kubedistill_trainer.models import tokenizer_digest
 from kubedistill_trainer.preparation import choosing, files, looking, report
 from kubedistill_trainer.preparation.choosing import Choice
@@ -231,14 +232,34 @@ def _try_external(spec: DistillationJobSpec) -> None:
 
 
 def _ready_answers(run: PrepareRun, prepared: str, workspace: Workspace) -> list[GenerateResult]:
+    """The answers that need not be asked for.
+
+    Raises:
+        BadData: some are there, and too few of them can be used: the teacher would be started in vain.
+    """
     ready = []
     for teacher in run.spec.teachers:
         wanted = generate_digest(run.spec, teacher.name, prepared, run.job.uid)
         key = StageKey(Stage.GENERATE, teacher.name)
         found = manifests.load(workspace, stage_folder(run.job.namespace, run.job.name, key, wanted))
         if found is not None and found.input_digest == wanted and isinstance(found.result, GenerateResult):
+            _check_enough(found.result, run.spec.generation.min_yield)
             ready.append(found.result)
     return ready
+
+
+def _check_enough(found: GenerateResult, min_yield: float) -> None:
+    ledger = found.ledger
+    total = ledger.accepted + ledger.rejected
+    if falls_short(ledger.rejected, total, min_yield):
+        top = f", most others were rejected as {ledger.top_reasons[0].reason}" if ledger.top_reasons else ""
+        raise BadData(
+            "YieldTooLow",
+            f"The answers of teacher {found.teacher} are there already: {ledger.accepted} of {total} can be used{top}, "
+            f"and generation.minYield asks for {min_yield:.0%}. Write a lower minYield, or change the prompts, "
+            "generation.maxTokens or the filters; reuse: Never asks the teacher again.",
+            ledger=ledger,
+        )
 
 
 def _digest(choice: Choice, student: Look, teachers: Mapping[str, Look]) -> str:
