@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from kubedistill_api import uris
 from kubedistill_api.identity import digest, short
+from kubedistill_api.results import PrepareResult
 from kubedistill_api.teachers import ModelRef
 from kubedistill_trainer.errors import NotFound, Transient
+from kubedistill_trainer.store import manifests
+from kubedistill_trainer.store.manifests import Manifest
 from kubedistill_trainer.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -52,6 +55,22 @@ def fetch_model(ref: ModelRef, context: StageContext, *, weights: bool = True) -
             store.fetch(path, partial)
             partial.rename(target / path)
     return target
+
+
+def fetch_pinned(ref: ModelRef, role: str, prepared: str, context: StageContext) -> Path:
+    """A local folder with the files of a model at the commit that Prepare found, whatever its branch names by now.
+
+    `role`: `student` or `teacher:<name>`; `prepared`: Prepare's folder. Raises what `fetch_model` raises.
+    """
+    return fetch_model(pinned(ref, role, manifests.load(context.workspace, prepared)), context)
+
+
+def pinned(ref: ModelRef, role: str, prepared: Manifest | None) -> ModelRef:
+    """A model of the hub with its revision as Prepare's manifest names it; any other as it is."""
+    if prepared is None or not isinstance(prepared.result, PrepareResult) or not uris.scheme_is(ref.uri, ("hf",)):
+        return ref
+    found = next((model for model in prepared.result.models if model.role == role and model.uri == ref.uri), None)
+    return ref.model_copy(update={"revision": found.revision}) if found is not None else ref
 
 
 def load_tokenizer(path: Path) -> Any:

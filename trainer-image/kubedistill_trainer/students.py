@@ -18,7 +18,7 @@ from kubedistill_api.run import EvaluateRun, TrainRun
 from kubedistill_api.student import Adapter, ChooseLayers, PrunedFrom
 from kubedistill_trainer.core.pruning import BlockInfluence, decoder_layers, evenly_spaced, most_influential, prune
 from kubedistill_trainer.errors import BadConfiguration, NotFound
-from kubedistill_trainer.models import fetch_model, load_model, load_tokenizer
+from kubedistill_trainer.models import fetch_pinned, load_model, load_tokenizer
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.store.rows import fetch_tokenizer
 from kubedistill_trainer.store.shards import AnswerRow, read_answers
@@ -62,10 +62,9 @@ def build_student(
     tokenizer = load_tokenizer(fetch_tokenizer(context.workspace, run.prepared, context.scratch))
     pruned = run.student.pruned_from
     if pruned is None:
-        assert run.student.model is not None, "a rule of the API"
-        model = load_model(fetch_model(run.student.model, context), dtype, device)
+        model = load_model(fetch_source(run, context), dtype, device)
         return Student(fitting(model, tokenizer), tokenizer, ())
-    model = load_model(_teacher(run, pruned, context), dtype, device)
+    model = load_model(fetch_source(run, context), dtype, device)
     kept = _kept_layers(model, run, pruned, context)
     return Student(fitting(prune(model, kept), tokenizer), tokenizer, kept)
 
@@ -76,13 +75,33 @@ def start_folder(run: TrainRun, context: StageContext) -> tuple[Path, tuple[int,
     Raises what `build_student` raises.
     """
     if run.student.model is not None:
-        return fetch_model(run.student.model, context), ()
+        return fetch_source(run, context), ()
     on_gpu = run.training.gpus_per_node > 0 and torch.cuda.is_available()
     dtype, device = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
     student = build_student(run, context, dtype, device)
     folder = context.scratch / "start"
     student.model.save_pretrained(folder)
     return folder, student.kept_layers
+
+
+def fetch_source(run: TrainRun | EvaluateRun, context: StageContext) -> Path:
+    """What the student starts from, at the commit that Prepare found: given weights, or the teacher that is pruned.
+
+    Raises:
+        NotFound, Transient: as `fetch_model`.
+        BadConfiguration: the teacher has no weights.
+    """
+    pruned = run.student.pruned_from
+    if pruned is None:
+        assert run.student.model is not None, "a rule of the API"
+        return fetch_pinned(run.student.model, "student", run.prepared, context)
+    ref = next((teacher.model for teacher in run.teachers if teacher.name == pruned.teacher), None)
+    if ref is None:
+        raise BadConfiguration(
+            "TeacherWithoutWeights",
+            f"student.prunedFrom names the teacher {pruned.teacher}, which has no model: write its model.uri.",
+        )
+    return fetch_pinned(ref, f"teacher:{pruned.teacher}", run.prepared, context)
 
 
 def with_adapter(model: Any, adapter: Adapter, seed: int) -> Any:
@@ -110,16 +129,6 @@ def with_adapter(model: Any, adapter: Adapter, seed: int) -> Any:
             f"The student has no modules called {', '.join(modules)}: write student.adapter.targetModules: "
             "[all-linear], or names of its linear layers.",
         ) from error
-
-
-def _teacher(run: TrainRun | EvaluateRun, pruned: PrunedFrom, context: StageContext) -> Path:
-    ref = next((teacher.model for teacher in run.teachers if teacher.name == pruned.teacher), None)
-    if ref is None:
-        raise BadConfiguration(
-            "TeacherWithoutWeights",
-            f"student.prunedFrom names the teacher {pruned.teacher}, which has no model: write its model.uri.",
-        )
-    return fetch_model(ref, context)
 
 
 def _kept_layers(model: Any, run: TrainRun | EvaluateRun, pruned: PrunedFrom, context: StageContext) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from kubedistill_trainer.core.footprint import Size
 from kubedistill_trainer.core.gates import judge, scores
 from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.evaluation.meter import Candidate, Meter
-from kubedistill_trainer.models import end_ids, fetch_model, load_model, torch_dtype
+from kubedistill_trainer.models import end_ids, load_model, torch_dtype
 from kubedistill_trainer.report.content import SCORECARD, Report, Sample, Scorecard
 from kubedistill_trainer.report.headline import headline
 from kubedistill_trainer.report.lineage import lineage
@@ -29,7 +29,7 @@ from kubedistill_trainer.stages.held_out import HeldOut, gather, side_by_side
 from kubedistill_trainer.stages.history import losses_of, model_folder
 from kubedistill_trainer.store.lengths import answer_lengths
 from kubedistill_trainer.store.manifests import FileEntry, entry
-from kubedistill_trainer.students import build_student
+from kubedistill_trainer.students import build_student, fetch_source
 
 SHOWN = 60
 """Samples on the page; all of them are in samples.jsonl."""
@@ -77,7 +77,7 @@ def measure(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> tuple
 
 def untrained(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> Candidate:
     """The student as training found it."""
-    path = fetch_model(run.student.model, context) if run.student.model else fetch_teacher(run, context)
+    path = fetch_source(run, context)
     dtype, device = torch_dtype(run.training.precision), device_of(run)
     return Candidate(
         "untrained student",
@@ -93,7 +93,7 @@ def trained(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> Candi
 
 def teacher_at_hand(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> Candidate | None:
     """The teacher itself, where its weights are here anyway since the student was pruned from it."""
-    return saved("teacher", run, held_out, fetch_teacher(run, context)) if run.student.pruned_from else None
+    return saved("teacher", run, held_out, fetch_source(run, context)) if run.student.pruned_from else None
 
 
 def saved(name: str, run: EvaluateRun, held_out: HeldOut, path: Path) -> Candidate:
@@ -105,15 +105,6 @@ def saved(name: str, run: EvaluateRun, held_out: HeldOut, path: Path) -> Candida
 def device_of(run: EvaluateRun) -> str:
     """Where models are measured: on a GPU if the training had one and this pod has one too."""
     return "cuda" if run.training.gpus_per_node > 0 and torch.cuda.is_available() else "cpu"
-
-
-def fetch_teacher(run: EvaluateRun, context: StageContext) -> Path:
-    """The weights of the teacher that the student was pruned from."""
-    assert run.student.pruned_from is not None
-    name = run.student.pruned_from.teacher
-    ref = next(teacher for teacher in run.teachers if teacher.name == name).model
-    assert ref is not None  # a rule of the API: a pruned student's teacher has a model
-    return fetch_model(ref, context)
 
 
 def judged(
@@ -137,7 +128,7 @@ def layers(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> tuple[
     """How many of the teacher's layers the student keeps, and how many there are; None if it is not pruned."""
     if run.student.pruned_from is None:
         return None
-    config = json.loads((fetch_teacher(run, context) / "config.json").read_bytes())
+    config = json.loads((fetch_source(run, context) / "config.json").read_bytes())
     return len(held_out.origin.train.layers_kept), int(config.get("num_hidden_layers", 0))
 
 

@@ -21,15 +21,14 @@ from typing import TypeAlias
 from kubedistill_api.base import Stage
 from kubedistill_api.generation import Signal
 from kubedistill_api.identity import digest
-from kubedistill_api.results import GenerateResult, PrepareResult
+from kubedistill_api.results import GenerateResult
 from kubedistill_api.run import GenerateRun
-from kubedistill_api.teachers import ModelRef
 from kubedistill_trainer.errors import BadData, StageError, Stopped
 from kubedistill_trainer.generation.assembly import Assembler
 from kubedistill_trainer.generation.books import Books, ShardMaker, Tally, check_yield, falls_short
 from kubedistill_trainer.generation.exchanges import Wanted
 from kubedistill_trainer.generation.plan import ShardPlan, of_worker, plan_shards, share_of
-from kubedistill_trainer.models import end_ids, fetch_model, load_tokenizer, tokenizer_digest
+from kubedistill_trainer.models import end_ids, fetch_pinned, load_tokenizer, tokenizer_digest
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.store import manifests
 from kubedistill_trainer.store.manifests import FileEntry, Manifest
@@ -184,17 +183,8 @@ def _tools(run: GenerateRun, context: StageContext) -> _Tools:
     model = None
     if spec.batch is not None and spec.model is not None:
         context.progress.update(message="loading the teacher")
-        model = fetch_model(pinned(context, run.prepared, spec.model, f"teacher:{spec.name}"), context)
+        model = fetch_pinned(spec.model, f"teacher:{spec.name}", run.prepared, context)
     return _Tools(maker, own, model)
-
-
-def pinned(context: StageContext, prepared: str, ref: ModelRef, role: str) -> ModelRef:
-    """A model at the commit that Prepare found."""
-    manifest = manifests.load(context.workspace, prepared)
-    if manifest is None or not isinstance(manifest.result, PrepareResult) or not ref.uri.startswith("hf://"):
-        return ref
-    found = next((model for model in manifest.result.models if model.role == role), None)
-    return ref.model_copy(update={"revision": found.revision}) if found is not None else ref
 
 
 def _merge(
