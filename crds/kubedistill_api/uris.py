@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 MODEL_SCHEMES = ("hf", "s3", "pvc", "file")
 DATA_SCHEMES = ("s3", "pvc", "file", "https")
@@ -24,23 +24,26 @@ class Location:
 
 
 def parse(uri: str) -> Location:
-    """Split a URI.
+    """Split a URI at its scheme and its first slash.
+
+    Keys of a bucket and names of files may hold any character: `#` and `?` begin nothing, and nothing is decoded.
 
     Raises:
         ValueError: there is no scheme, or the scheme's authority is missing; the text says what to write.
     """
-    parts = urlsplit(uri)
-    if not parts.scheme or "://" not in uri:
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme):
         raise ValueError(f"{uri!r} has no scheme: write for example s3://bucket/path or pvc://claim/path")
-    if parts.scheme == "file":
-        if parts.netloc or not parts.path.startswith("/"):
+    if scheme == "file":
+        if not rest.startswith("/"):
             raise ValueError(
                 f"{uri!r} is not absolute: write file:///absolute/path (relative paths are for the local runner)"
             )
-        return Location("file", "", parts.path)
-    if not parts.netloc:
-        raise ValueError(f"{uri!r} names no bucket, claim or owner after '{parts.scheme}://'")
-    return Location(parts.scheme, parts.netloc, parts.path.lstrip("/"))
+        return Location("file", "", rest)
+    authority, _, path = rest.partition("/")
+    if not authority:
+        raise ValueError(f"{uri!r} names no bucket, claim or owner after '{scheme}://'")
+    return Location(scheme, authority, path.lstrip("/"))
 
 
 def rebased(uri: str, folder: str) -> str:
