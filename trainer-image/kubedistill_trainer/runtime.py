@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from kubedistill_api import environment as env
+from kubedistill_api.base import Stage
 from kubedistill_api.documents import schema_problems
 from kubedistill_api.exits import Exit
 from kubedistill_api.results import CLASS_OF_EXIT, FailedResult, Success, termination_message
@@ -31,6 +32,7 @@ from kubedistill_trainer.store.manifests import FileEntry, Manifest
 from kubedistill_trainer.store.workspace import Workspace
 
 log = logging.getLogger("kubedistill")
+DEAD_AFTER_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def execute(run: Run, context: StageContext, module: StageModule) -> Success | F
         if recorded is not None and _still_valid(run, context, module, recorded):
             context.log.info("%s is there already: %s", run.stage, context.workspace.uri(run.folder))
             return recorded.result.model_copy(update={"reused": True})
+        _sweep(run, context)
         return module.run(run, context)
     except Exception as error:  # the one place where every error becomes a result
         failure = describe(error, run)
@@ -174,6 +177,18 @@ def _still_valid(run: Run, context: StageContext, module: StageModule, manifest:
         return False
     unchanged = getattr(module, "unchanged", None)
     return True if unchanged is None else bool(unchanged(run, context, manifest))
+
+
+def _sweep(run: Run, context: StageContext) -> None:
+    """Remove drafts of killed attempts, which no listing shows.
+
+    An attempt starts when the pods of the one before are gone, so a stage's folder has no other writer: except
+    Generate's, where other workers and other jobs may be at work. There a draft is dead after a day without a byte.
+    """
+    alone = run.stage is not Stage.GENERATE
+    if alone and context.worker:
+        return
+    context.workspace.sweep(run.folder, below=True, untouched_seconds=0 if alone else DEAD_AFTER_SECONDS)
 
 
 def _explain(error: BaseException) -> tuple[Exit, str, str]:

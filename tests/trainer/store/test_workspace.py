@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from storing import writers
@@ -43,6 +47,18 @@ class TestFiles:
         assert place.exists(name)
         assert place.list("") == [name]
         assert place.uri(name) == f"{place.root}/{name}"
+
+    @pytest.mark.parametrize("prefix", ["run#7/a", "what?x=1", "100%", "a;b&c"])
+    def test_a_workspace_may_lie_below_any_name(self, place: Workspace, prefix: str, tmp_path: Path) -> None:
+        below = Workspace.open(f"{place.root}/{prefix}")
+        below.write_bytes("folder/file", b"content")
+        assert place.list("") == [f"{prefix}/folder/file"]
+        assert below.list("") == ["folder/file"]
+        assert below.read_bytes("folder/file") == b"content"
+        below.fetch("folder", tmp_path / "copy")
+        assert contents(tmp_path / "copy") == {"file": b"content"}
+        below.remove("folder")
+        assert place.list("") == []
 
     @pytest.mark.parametrize("size", [0, 1, 7 * 2**20])
     def test_any_size_comes_back(self, place: Workspace, size: int) -> None:
@@ -220,6 +236,61 @@ class TestTornWrites:
         assert not place.exists("other")
         place.fetch("", tmp_path / "copy")
         assert contents(tmp_path / "copy") == {"folder/file": b"whole"}
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda place, local: place.write_bytes("new/folder/file", b"x"),
+            lambda place, local: place.create("new/folder/file", b"x"),
+            lambda place, local: place.put(local, "new/folder/file"),
+            lambda place, local: place.put(local.parent, "new/folder"),
+        ],
+        ids=["write", "create", "put-a-file", "put-a-folder"],
+    )
+    def test_content_reaches_the_disk_before_its_name_and_the_name_before_the_return(
+        self, tmp_path: Path, write: Callable[[Workspace, Path], None]
+    ) -> None:
+        """Which calls are made is watched, not replaced: what a power cut leaves no test can see."""
+        root, local = tmp_path / "place", tmp_path / "local" / "file"
+        local.parent.mkdir()
+        local.write_bytes(b"x")
+        root.mkdir()
+        place = Workspace.open(root.as_uri())
+        calls: list[tuple[str, str]] = []
+
+        def note(frame: FrameType, event: str, function: Any) -> None:
+            if event == "c_call" and function in (os.fsync, os.replace, os.link):
+                path = frame.f_locals.get("path") or frame.f_locals["draft"]
+                name = "draft" if path.name.startswith(".draft-") else path.relative_to(root).as_posix()
+                calls.append((function.__name__, name))
+
+        sys.setprofile(note)
+        try:
+            write(place, local)
+        finally:
+            sys.setprofile(None)
+        assert calls[:-3] == [("fsync", "new"), ("fsync", ".")], "the folders that were made for it"
+        assert [name for _, name in calls[-3:]] == ["draft", "draft", "new/folder"]
+        assert [call for call, _ in calls[-3:]] in (["fsync", "replace", "fsync"], ["fsync", "link", "fsync"])
+
+    def test_sweeping_takes_drafts_that_nobody_writes_to_and_no_file(self, tmp_path: Path) -> None:
+        local = tmp_path / "place"
+        place = Workspace.open(local.as_uri())
+        place.write_bytes("folder/deep/file", b"whole")
+        place.write_bytes("folder/file", b"whole")
+        old, new, near = (local / "folder" / name for name in ("deep/.draft-1", "deep/.draft-2", ".draft-3"))
+        for draft in (old, new, near):
+            draft.write_bytes(b"ha")
+        day_before = time.time() - 25 * 3600
+        os.utime(old, (day_before, day_before))
+        place.sweep("folder", below=True, untouched_seconds=24 * 3600)
+        assert (old.exists(), new.exists(), near.exists()) == (False, True, True)
+        place.sweep("folder")
+        assert (new.exists(), near.exists()) == (True, False)
+        place.sweep("folder", below=True)
+        assert not new.exists()
+        place.sweep("nothing", below=True)
+        assert place.list("") == ["folder/deep/file", "folder/file"]
 
 
 @contextmanager

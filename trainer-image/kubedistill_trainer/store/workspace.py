@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,12 @@ class Workspace(ABC):
     def put(self, local: Path, rel: str) -> None:
         """Copy a local file, or a folder with all that is in it, here. Files appear one by one, each whole."""
 
-    def sweep(self, rel: str) -> None:
-        """Remove what killed writers left half-written right in a folder. Only for whoever alone writes there now."""
+    def sweep(self, rel: str, *, below: bool = False, untouched_seconds: float = 0) -> None:
+        """Remove what killed writers left half-written right in a folder, or anywhere below it.
+
+        Only for whoever alone writes there now; or with a time, since a draft that nobody has written to for a day is
+        nobody's. A bucket has no drafts.
+        """
         return
 
     def list(self, rel: str) -> list[str]:
@@ -131,14 +136,14 @@ class FolderWorkspace(Workspace):
 
     def write_bytes(self, rel: str, data: bytes) -> None:
         with _translated(self.uri(rel)), self._draft(rel) as draft:
-            _write_through(draft, data)
-            os.replace(draft, self.path / rel)
+            draft.write_bytes(data)
+            self._commit(draft, rel)
 
     def create(self, rel: str, data: bytes) -> bool:
         with _translated(self.uri(rel)), self._draft(rel) as draft:
-            _write_through(draft, data)
+            draft.write_bytes(data)
             try:
-                os.link(draft, self.path / rel)
+                self._commit(draft, rel, os.link)
             except FileExistsError:
                 return False
             return True
@@ -173,12 +178,15 @@ class FolderWorkspace(Workspace):
         for source, target in _pairs(local, rel):
             with _translated(self.uri(target)), self._draft(target) as draft:
                 shutil.copyfile(source, draft)
-                os.replace(draft, self.path / target)
+                self._commit(draft, target)
 
-    def sweep(self, rel: str) -> None:
+    def sweep(self, rel: str, *, below: bool = False, untouched_seconds: float = 0) -> None:
+        pattern = f"{_DRAFT}*"
         with _translated(self.uri(rel)):
-            for draft in (self.path / rel).glob(f"{_DRAFT}*"):
-                draft.unlink(missing_ok=True)
+            for draft in (self.path / rel).rglob(pattern) if below else (self.path / rel).glob(pattern):
+                with suppress(FileNotFoundError):
+                    if time.time() - draft.stat().st_mtime >= untouched_seconds:
+                        draft.unlink()
 
     def _info(self, path: Path) -> FileInfo | None:
         """None: somebody removed it since it was found."""
@@ -188,11 +196,20 @@ class FolderWorkspace(Workspace):
             return None
         return FileInfo(path.relative_to(self.path).as_posix(), stat.st_size, str(stat.st_mtime_ns))
 
+    def _commit(self, draft: Path, rel: str, move: Callable[[Path, Path], None] = os.replace) -> None:
+        """Give a draft its name; its content is on the disk before that. A power cut leaves all of it or nothing."""
+        _sync(draft)
+        move(draft, self.path / rel)
+        _sync((self.path / rel).parent)
+
     @contextmanager
     def _draft(self, rel: str) -> Iterator[Path]:
         """A name beside the target that listings do not show; gone afterwards, whatever happens."""
         target = self.path / rel
+        new = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            _sync(folder.parent)
         draft = target.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
         try:
             yield draft
@@ -284,6 +301,8 @@ class BucketWorkspace(Workspace):
 
 _DRAFT = ".draft-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
+"""What some network file systems answer for a folder: they keep names at once."""
 _AT_ONCE = 1000
 """Keys that S3 removes by one request."""
 _SOMEBODY_WAS_FIRST = ("PreconditionFailed", "412")
@@ -305,11 +324,16 @@ def _whole_files(start: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if not name.startswith(_DRAFT))
 
 
-def _write_through(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _sync(path: Path) -> None:
+    """Bring a file's content, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
