@@ -138,6 +138,19 @@ class DistillationJobSpec(Model):
             ),
             field="evaluation.gates",
         ),
+        Rule(
+            cel="(size(self.teachers) == 1 && has(self.teachers[0].model)) || self.evaluation.gates.all(gate, "
+            "gate.of != 'RetainedShare' || gate.metric != 'Memory')",
+            message="the teacher's memory is known only of one teacher with a model: write its model.uri, or no gate "
+            "on the retained share of Memory",
+            holds=lambda spec: (
+                (len(spec.teachers) == 1 and spec.teachers[0].model is not None)
+                or not any(
+                    gate.of is GateOf.RETAINED_SHARE and gate.metric is Metric.MEMORY for gate in spec.evaluation.gates
+                )
+            ),
+            field="evaluation.gates",
+        ),
     )
 
     suspend: bool = False

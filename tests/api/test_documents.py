@@ -143,6 +143,33 @@ def test_a_gate_that_can_be_measured_is_taken(evaluation: dict[str, Any]) -> Non
     assert parse_job(changed("evaluation", evaluation)).spec.evaluation.gates
 
 
+ONE = {"name": "one", "model": {"uri": "hf://acme/one"}, "serving": {}}
+TWO = {"name": "two", "model": {"uri": "hf://acme/two"}, "serving": {}}
+FAR = {"name": "far", "external": {"url": "https://x.example/v1", "model": "m", "termsAccepted": True}}
+KNOWN = {**FAR, "model": {"uri": "hf://acme/far"}}
+
+
+@pytest.mark.parametrize(
+    ("teachers", "of", "refused"),
+    [
+        pytest.param([ONE], "RetainedShare", False, id="one-with-a-model"),
+        pytest.param([KNOWN], "RetainedShare", False, id="external-whose-model-is-known"),
+        pytest.param([FAR], "RetainedShare", True, id="external-without-a-model"),
+        pytest.param([ONE, TWO], "RetainedShare", True, id="two-have-no-one-size"),
+        pytest.param([ONE, TWO], "Student", False, id="the-students-own"),
+    ],
+)
+def test_a_share_of_memory_is_of_the_one_teacher_whose_size_is_known(
+    teachers: list[dict[str, Any]], of: str, refused: bool
+) -> None:
+    document = changed("evaluation.gates", [gate("Memory", of)])
+    document["spec"]["teachers"] = teachers
+    if refused:
+        assert any("memory is known only of one teacher" in line for line in problems(document))
+    else:
+        assert parse_job(document).spec.evaluation.gates
+
+
 def test_a_name_too_long_for_pods_is_refused() -> None:
     document = yaml.safe_load(MINIMAL)
     document["metadata"]["name"] = "x" * 41

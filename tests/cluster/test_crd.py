@@ -73,6 +73,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation": {"gates": [a_gate("Latency", "RetainedShare")]}},
         "a teacher is timed only where the student is pruned from it",
     ),
+    "memory-of-two-teachers": (
+        {
+            "teachers": [{"name": name, "model": MODEL, "batch": {"engine": "Transformers"}} for name in ("t", "u")],
+            "evaluation": {"gates": [a_gate("Memory", "RetainedShare")]},
+        },
+        "the teacher's memory is known only of one teacher with a model",
+    ),
     "share-of-divergence": (
         {"generation": {"signal": "TopK"}, "evaluation": {"gates": [a_gate("TeacherKL", "RetainedShare")]}},
         "this gate could never be measured",
