@@ -236,8 +236,9 @@ def test_finished_answers_are_reused_only_while_they_are_enough(
 def test_a_server_that_is_away_is_a_reason_to_try_the_stage_again(
     workspace: Workspace, a_run: Run, tmp_path: Path
 ) -> None:
-    from kubedistill_trainer.teachers.http import HttpTeacher, Server
+    from kubedistill_trainer.teachers.http import HttpTeacher
     from kubedistill_trainer.teachers.protocol import ListOfWork, Request, Sampling
+    from kubedistill_trainer.teachers.servers import Server
 
     server = Server("http://127.0.0.1:9/v1", "teacher", patience_seconds=0.2)
     work = ListOfWork([Request("a", 0, 0, [{"role": "user", "content": "Hi"}])])

@@ -38,7 +38,7 @@ from kubedistill_trainer.store import artifacts, manifests
 from kubedistill_trainer.store.manifests import FileEntry, Manifest, entry
 from kubedistill_trainer.store.rows import TEACHERS, TOKENIZER, PromptRow, to_parquet
 from kubedistill_trainer.store.workspace import Workspace
-from kubedistill_trainer.teachers.http import Server, check_server
+from kubedistill_trainer.teachers.servers import Server, check_server
 
 WARNINGS = 5
 """Sentences that go into the result; the report has all."""

@@ -17,46 +17,22 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-import numpy as np
 
-from kubedistill_trainer.core.signals import tail_logprob
 from kubedistill_trainer.errors import BadConfiguration, NotFound, Transient
-from kubedistill_trainer.store.shards import NO_LOGPROB, Signal
+from kubedistill_trainer.store.shards import Signal
+from kubedistill_trainer.teachers.logprobs import signal_of, token_id
 from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode
 from kubedistill_trainer.teachers.rates import Rates
+from kubedistill_trainer.teachers.servers import RETRIED, Server, credential_refused, words_of
 
 log = logging.getLogger("kubedistill")
 
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where the teacher answers, and what it bears."""
-
-    url: str
-    """The base URL, ending in `/v1`."""
-    model: str
-    """The model's name there."""
-    api_key: str = field(default="", repr=False)
-    token_ids: bool = False
-    """It is a vLLM: prompts go as token ids, and answers come as token ids."""
-    concurrency: int = 16
-    """Requests under way at once, in this process."""
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    """Of this process."""
-    request_seconds: float = 600.0
-    """One try may take so long."""
-    patience_seconds: float = 1800.0
-    """A request is given up after so long, and a server that answers nobody for so long too."""
 
 
 class Refused(Exception):
@@ -251,7 +227,7 @@ class HttpTeacher:
                 if reply.is_success:
                     self._last_answer = self._clock()
                     return _whole(reply)
-                words, wait = _words(reply), retry_after(reply.headers.get("Retry-After"), time.time())
+                words, wait = words_of(reply), retry_after(reply.headers.get("Retry-After"), time.time())
                 if reply.status_code not in RETRIED:
                     raise self._refusal(reply.status_code, words)
                 words = f"HTTP {reply.status_code}: {words}"
@@ -268,47 +244,13 @@ class HttpTeacher:
 
     def _refusal(self, status: int, words: str) -> Exception:
         if status in (401, 403):
-            return _credential_refused(self._server.url, status, words)
+            return credential_refused(self._server.url, status, words)
         if status == 404:
             return NotFound(
                 "TeacherModelNotFound",
                 f"{self._server.url} has no model {self._server.model!r}, or no such path: {words}.",
             )
         return Refused(status, words)
-
-
-def signal_of(rows: Sequence[Mapping[int, float]], answer: Sequence[int], k: int) -> Signal:
-    """Stored form of a server's logprobs: the K likeliest of each position, and the token that was written.
-
-    Servers add the written token where it is not among the K; it is no candidate then. Some give fewer than K.
-    """
-    ids_NK = np.full((len(answer), k), -1, dtype=np.int32)
-    logprobs_NK = np.full((len(answer), k), NO_LOGPROB, dtype=np.float16)
-    tail_N = np.zeros(len(answer), dtype=np.float32)
-    target_N = np.zeros(len(answer), dtype=np.float32)
-    for position, (row, token) in enumerate(zip(rows, answer, strict=True)):
-        best = sorted(row.items(), key=lambda item: -item[1])[:k]
-        ids_NK[position, : len(best)] = [each for each, _ in best]
-        logprobs_NK[position, : len(best)] = [max(logprob, NO_LOGPROB) for _, logprob in best]
-        tail_N[position] = tail_logprob([logprob for _, logprob in best])
-        target_N[position] = max(row[token], NO_LOGPROB)
-    return Signal(ids_NK, logprobs_NK, tail_N, target_N)
-
-
-def token_id(tokenizer: Any, text: str, octets: Sequence[int] | None) -> int | None:
-    """The one token of a tokenizer that stands for a text (or for bytes that are no text); None if none does."""
-    added = tokenizer.get_added_vocab().get(text)
-    if added is not None:
-        return int(added)
-    candidates = tokenizer.encode(text, add_special_tokens=False)
-    if len(candidates) == 1 and tokenizer.decode(candidates) == text:
-        return int(candidates[0])
-    if octets is not None:
-        letters = "".join(_BYTE_LETTERS[octet] for octet in octets)
-        found = tokenizer.convert_tokens_to_ids(letters)
-        if found is not None and found != tokenizer.unk_token_id:
-            return int(found)
-    return None
 
 
 def backoff(tries: int, chance: float) -> float:
@@ -330,49 +272,6 @@ def retry_after(value: str | None, now: float) -> float | None:
         return None
 
 
-def check_server(server: Server) -> None:
-    """Ask an external teacher for one short answer.
-
-    Raises:
-        NotFound: the credential is refused, or the server has no such model; the sentence has the names it has.
-        Transient: it does not answer now.
-    """
-    headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
-    body = {"model": server.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    url = server.url.rstrip("/")
-    try:
-        with httpx.Client(headers=headers, timeout=60.0) as client:
-            reply = client.post(f"{url}/chat/completions", json=body)
-            names = "" if reply.is_success or reply.status_code in (401, 403) else _names(client, url)
-    except httpx.TransportError as error:
-        raise Transient("TeacherUnavailable", f"{url} does not answer: {error}.") from error
-    words = _words(reply)
-    if reply.is_success:
-        return
-    if reply.status_code in (401, 403):
-        raise _credential_refused(url, reply.status_code, words)
-    if names and server.model not in names.split(", "):
-        raise NotFound(
-            "TeacherModelNotFound", f"{url} has no model {server.model!r}: write external.model, one of {names}."
-        )
-    if reply.status_code in RETRIED:
-        raise Transient("TeacherUnavailable", f"{url} does not answer now (HTTP {reply.status_code}: {words}).")
-    raise BadConfiguration("TeacherRefuses", f"{url} refuses a simple request (HTTP {reply.status_code}: {words}).")
-
-
-def _credential_refused(url: str, status: int, words: str) -> NotFound:
-    return NotFound(
-        "CredentialRefused", f"{url} refuses the credential (HTTP {status}: {words}): check external.credentialsSecret."
-    )
-
-
-def _names(client: httpx.Client, url: str) -> str:
-    try:
-        return ", ".join(str(model["id"]) for model in client.get(f"{url}/models").json()["data"][:20])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
-        return ""
-
-
 def _whole(reply: httpx.Response) -> Any:
     """The reply's JSON.
 
@@ -381,27 +280,5 @@ def _whole(reply: httpx.Response) -> Any:
     """
     value = reply.json()
     if not isinstance(value, dict) or not value.get("choices"):
-        raise ValueError(f"a reply without an answer: {_words(reply)}")
+        raise ValueError(f"a reply without an answer: {words_of(reply)}")
     return value
-
-
-def _words(reply: httpx.Response) -> str:
-    """What a server says of an error, in one line."""
-    try:
-        said = reply.json()
-        error = said.get("error", said) if isinstance(said, dict) else said
-        text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except ValueError:
-        text = reply.text
-    return " ".join(text.split())[:300].rstrip(".") or reply.reason_phrase
-
-
-def _byte_letters() -> list[str]:
-    """The letter that byte-level tokenizers write for each byte (GPT-2's table)."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    letters = {octet: chr(octet) for octet in plain}
-    others = (octet for octet in range(256) if octet not in letters)
-    return [letter for _, letter in sorted((letters | {o: chr(256 + n) for n, o in enumerate(others)}).items())]
-
-
-_BYTE_LETTERS = _byte_letters()

@@ -11,8 +11,9 @@ from kubedistill_api.environment import TEACHER_API_KEY
 from kubedistill_api.run import Endpoint, GenerateRun
 from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.models import end_ids, load_tokenizer
-from kubedistill_trainer.teachers.http import HttpTeacher, Server
+from kubedistill_trainer.teachers.http import HttpTeacher
 from kubedistill_trainer.teachers.protocol import Sampling, Teacher
+from kubedistill_trainer.teachers.servers import Server
 
 SERVED_CONCURRENCY = 128
 """Requests under way at one vLLM, over all workers: enough to fill its batches."""
