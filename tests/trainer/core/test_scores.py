@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.tokenizers import DefaultTokenizer
 
 from kubedistill_api.base import Task
 from kubedistill_trainer.core.chunked import chunked_loss, student_view
@@ -22,6 +25,7 @@ from kubedistill_trainer.core.scores import (
     rouge,
 )
 from kubedistill_trainer.core.signals import Supervision, Text
+from kubedistill_trainer.core.words import words
 
 
 @pytest.fixture
@@ -103,6 +107,28 @@ def test_bleu_and_rouge_of_the_references_themselves_are_perfect_and_of_other_wo
     assert rouge(references, references) == pytest.approx(1)
     assert rouge(["xyz", "uvw"], references) == 0
     assert 0 < rouge(["the parcel left", "a refund"], references) < 1
+
+
+ALPHABETS = {
+    "accents": ("Où est le colis à présent", "Où est mon colis", 6 / 10),
+    "cyrillic": ("Посылка придёт завтра", "Посылка придёт в среду", 4 / 7),
+    "greek-in-capitals": ("ΤΟ ΔΈΜΑ", "το δέμα", 1.0),
+    "combining-marks": ("मेरा पार्सल कहाँ है", "मेरा पार्सल", 4 / 6),
+    "composed-and-decomposed": ("caf\u00e9", "cafe\u0301", 1.0),
+    "chinese-by-letters": ("包裹明天到", "包裹今天到", 0.8),
+    "japanese": ("荷物は明日", "荷物は今日", 0.8),
+    "other-words": ("собака", "кошка", 0.0),
+}
+
+
+@pytest.mark.parametrize(("answer", "reference", "score"), ALPHABETS.values(), ids=ALPHABETS)
+def test_rouge_sees_words_of_every_alphabet(answer, reference, score):
+    assert rouge([answer], [reference]) == pytest.approx(score)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_of_ascii_texts_rouge_is_what_rouge_score_says(text):
+    assert words(text) == DefaultTokenizer().tokenize(text)
 
 
 def test_scores_of_nothing_are_zero_not_an_error():

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
+from rouge_score.tokenizers import Tokenizer
 
 from kubedistill_api.base import Task
 from kubedistill_trainer.core.answers import agrees, normalized
 from kubedistill_trainer.core.chunked import View
 from kubedistill_trainer.core.losses import cross_entropy, forward_kl_bucket, forward_kl_sampled
 from kubedistill_trainer.core.signals import Supervision, TopK
+from kubedistill_trainer.core.words import words
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,16 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> float:
     return float(sacrebleu.corpus_bleu(list(answers), [list(references)]).score) if answers else 0.0
 
 
+class _Words(Tokenizer):  # type: ignore[misc]  # rouge-score has no types
+    """Words of any alphabet. rouge-score's own tokenizer drops all but ASCII: other texts score 0, or by their digits."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
 def rouge(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Mean ROUGE-L F1 by rouge-score, 0 to 1."""
-    scorer = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer())  # it is the default; unnamed, each call logs a line
+    """Mean ROUGE-L F1 by rouge-score, 0 to 1, over words of any alphabet; of ASCII texts what rouge-score says."""
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     pairs = zip(answers, references, strict=True)
     return _mean([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
 
