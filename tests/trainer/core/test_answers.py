@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kubedistill_api.base import Task
 from kubedistill_trainer.core.answers import agrees, choice_in, is_choice, label_in, normalized, said
@@ -26,6 +28,7 @@ NAMED = {
 NOT_NAMED = {
     "no-label": "maybe",
     "two-labels": "billing or shipping",
+    "a-label-and-a-longer-one": "billing, or rather a billing dispute",
     "denied": "This is not a shipping question",
     "part-of-a-word": "shippings",
     "an-essay": "Thank you for your message, which I have read, and which seems to be about billing to me",
@@ -41,6 +44,56 @@ def test_a_label_is_found_however_it_is_dressed(text, label):
 @pytest.mark.parametrize("text", NOT_NAMED.values(), ids=NOT_NAMED)
 def test_an_answer_that_names_no_one_label_has_none(text):
     assert label_in(text, LABELS) is None
+
+
+NLI = ("entailment", "neutral", "contradiction")
+OTHER_SETS = {
+    "nli": ("The premise entails it: **Entailment**.", NLI, "entailment"),
+    "nli-named-once": ("The label is neutral.", NLI, "neutral"),
+    "nli-named-twice": ("Neither neutral nor a contradiction", NLI, None),
+    "a-label-that-denies": ("This is not entailment.", ("entailment", "not entailment"), "not entailment"),
+    "a-label-that-is-denied": ("This is not entailment.", NLI, None),
+    "digits": ("Answer: 2", ("0", "1", "2"), "2"),
+    "signs": ("+", ("+", "-"), "+"),
+    "signs-that-are-not-there": ("*", ("+", "-"), None),
+    "punctuation-tells-apart": ("C++", ("C", "C++"), "C++"),
+    "punctuation-tells-apart-in-lower-case": ("c", ("C", "C++"), "C"),
+    "either-of-two": ("It is c", ("C", "C++"), None),
+    "case-tells-apart": ("us", ("US", "us"), "us"),
+    "another-alphabet": ("Ответ: ДА", ("да", "нет"), "да"),
+    "chinese": ("“矛盾”。", ("蕴含", "中立", "矛盾"), "矛盾"),
+    "twice-in-the-set": ("Yes", ("yes", "yes"), "yes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "labels", "label"), OTHER_SETS.values(), ids=OTHER_SETS)
+def test_any_set_of_labels_is_told_apart(text, labels, label):
+    assert label_in(text, labels) == label
+
+
+words = st.text(min_size=1, max_size=12).filter(str.strip)
+dresses = st.sampled_from(["{}", " {}\n", "{}.", "**{}**", '"{}"', "Label: {}", "The answer is {}.", "{}\n\nBecause."])
+
+
+@given(st.lists(words.map(str.strip), min_size=1, max_size=6, unique=True), st.data())
+def test_every_label_of_every_set_names_itself(labels, data):
+    label = data.draw(st.sampled_from(labels))
+    assert label_in(label, labels) == label
+
+
+letters = st.text("abcdefghij", min_size=2, max_size=6)
+
+
+@given(st.lists(letters, min_size=2, max_size=6, unique=True), dresses, st.data())
+def test_a_dressed_label_is_still_itself(labels, dress, data):
+    label = data.draw(st.sampled_from(labels))
+    assert label_in(dress.format(data.draw(st.sampled_from([label, label.upper()]))), labels) == label
+
+
+@given(st.lists(letters, min_size=2, max_size=6, unique=True), st.data())
+def test_two_labels_are_none(labels, data):
+    one, other = data.draw(st.lists(st.sampled_from(labels), min_size=2, max_size=2, unique=True))
+    assert label_in(f"It is {one} or {other}", labels) is None
 
 
 CHOICES = {
@@ -99,6 +152,10 @@ AGREE = {
     "another-choice": ("A) Rome", "B", Task.QUESTION_ANSWERING, False),
     "free-answer": ("paris.", "Paris", Task.QUESTION_ANSWERING, True),
     "another-free-answer": ("Rome", "Paris", Task.QUESTION_ANSWERING, False),
+    "number": ("It makes $1,000 in all.", "1000", Task.MATH, True),
+    "number-of-a-worked-label": ("\\boxed{15}", "5 * 3 = 15\n#### 15", Task.MATH, True),
+    "another-number": ("The answer is 15", "-15", Task.MATH, False),
+    "no-number-never-agrees-with-none": ("none", "none", Task.MATH, False),
     "conversation": ("Hello!", "hello", Task.CONVERSATION, True),
     "two-empty-answers": ("", "...", Task.CONVERSATION, False),
 }

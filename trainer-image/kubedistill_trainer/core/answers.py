@@ -1,13 +1,15 @@
-"""What an answer says, apart from how it says it: the label, the choice, or the plain text."""
+"""What an answer says, apart from how it says it: the label, the choice, the number, or the plain text."""
 
 from __future__ import annotations
 
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from kubedistill_api.base import Task
+from kubedistill_trainer.core.quantities import number_in
 
 _LEAD_IN = re.compile(
     r"^(?:final |correct |predicted )?(?:answer|label|category|class|intent|topic|sentiment)\s*(?:is\b|[:=-])\s*"
@@ -21,22 +23,28 @@ _LONGEST_STATEMENT = 12  # words: "This message belongs to the category billing.
 
 
 def said(text: str, task: Task, labels: Sequence[str] = (), reference: str | None = None) -> str | None:
-    """What an answer amounts to, comparable by `==`; None if it cannot be read.
+    """What an answer amounts to; None if it cannot be read.
 
     Classification: one of `labels`, as spelt there (any text, if there are none). QuestionAnswering: the letter if
-    the reference is a letter, else the text. Other tasks: the text. Texts are compared normalised.
+    the reference is a letter, else the text. Math: the number. Other tasks: the text. Texts come normalised.
     """
     match task:
         case Task.CLASSIFICATION if labels:
             return label_in(text, labels)
         case Task.QUESTION_ANSWERING if reference is not None and is_choice(reference):
             return choice_in(text)
+        case Task.MATH:
+            number = number_in(text)
+            return None if number is None else str(number.amount)
         case _:
             return normalized(text) or None
 
 
 def agrees(text: str, reference: str, task: Task, labels: Sequence[str] = ()) -> bool:
-    """Whether an answer says what the reference says."""
+    """Whether an answer says what the reference says. Numbers are compared as numbers: see `Number.same`."""
+    if task is Task.MATH:
+        number, wanted = number_in(text), number_in(reference)
+        return number is not None and wanted is not None and number.same(wanted)
     answer = said(text, task, labels, reference)
     return answer is not None and answer == said(reference, task, labels, reference)
 
@@ -49,19 +57,53 @@ def normalized(text: str) -> str:
     return plain.strip(string.punctuation + " ")
 
 
+_FORMS: tuple[Callable[[str], str], ...] = (
+    str.strip,
+    lambda text: unicodedata.normalize("NFKC", text).casefold().strip(),
+    normalized,
+)
+"""The same text less and less closely."""
+
+
 def label_in(text: str, labels: Sequence[str]) -> str | None:
-    """The one label that the answer names: alone, alone on its first line, or in a short first statement."""
-    by_form = {normalized(label): label for label in labels}
+    """The one label that the answer names: alone, alone on its first line, or in a short first statement.
+
+    Labels that only case or punctuation tells apart ("C" and "C++") are told apart where the answer is exactly one of
+    them; where it could be either, it is neither.
+    """
     lines = text.strip().splitlines() or [""]
-    for form in (normalized(text), normalized(lines[0])):
-        if form in by_form:
-            return by_form[form]
-    statement = normalized(lines[0])
-    if len(statement.split()) > _LONGEST_STATEMENT or _NEGATED.search(statement):
+    for part in (text, lines[0]):
+        for form, by_form in zip(_FORMS, _by_form(tuple(labels)), strict=True):
+            if len(alike := by_form.get(form(part), ())) == 1:
+                return alike[0]
+    return _label_named(normalized(lines[0]), _by_form(tuple(labels))[-1])
+
+
+@lru_cache(maxsize=8)
+def _by_form(labels: tuple[str, ...]) -> tuple[dict[str, list[str]], ...]:
+    """For each way to see a text, the labels that look like it; empty looks are left out."""
+    found: tuple[dict[str, list[str]], ...] = tuple({} for _ in _FORMS)
+    for label in dict.fromkeys(labels):
+        for form, by_form in zip(_FORMS, found, strict=True):
+            if look := form(label):
+                by_form.setdefault(look, []).append(label)
+    return found
+
+
+def _label_named(statement: str, by_form: Mapping[str, Sequence[str]]) -> str | None:
+    """The only label in a statement that says nothing else of weight. The longest are looked for first and taken out,
+    so that "billing dispute" does not name "billing", and "not entailment" denies nothing.
+    """
+    if len(statement.split()) > _LONGEST_STATEMENT:
         return None
-    named = [form for form in by_form if re.search(rf"(?<!\w){re.escape(form)}(?!\w)", statement)]
-    whole = [form for form in named if not any(form != other and form in other for other in named)]
-    return by_form[whole[0]] if len(whole) == 1 else None
+    named: list[Sequence[str]] = []
+    for form in sorted(by_form, key=len, reverse=True):
+        if form in statement:
+            rest = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "|", statement)
+            named += [by_form[form]] if rest != statement else []
+            statement = rest
+    clear = len(named) == 1 and len(named[0]) == 1 and not _NEGATED.search(statement)
+    return named[0][0] if clear else None
 
 
 def is_choice(reference: str) -> bool:

@@ -1,0 +1,240 @@
+r"""The number that an answer comes to, however it is written: "$1,200.50", "−3", "1.5 × 10^3", "\frac{3}{4}", "25 %".
+
+Where it stands: in the last `\boxed{}`; after `####` (the labels of GSM8K); after the last "the answer is"; else it is
+the last number of the text. How it is read, where two readings are possible: "1,234" has a thousands separator and
+"1.234" a decimal point, as in English; "1.234,5", "0,125" and "12,5" can only have decimal commas. Units are not
+converted, and roots and multiples of π are no numbers. Numbers are exact fractions: nothing is rounded.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+LONGEST = 200
+"""Characters of a numeral: what is longer is noise, and costs quadratic time to read."""
+LARGEST_EXPONENT = 308
+"""That of a double. Beyond it a few characters would ask for gigabytes."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as it was written: 25 % is 25 at the scale 1/100, 3 million is 3 at the scale 1,000,000."""
+
+    value: Fraction
+    scale: Fraction = Fraction(1)
+
+    @property
+    def amount(self) -> Fraction:
+        """With the scale taken in."""
+        return self.value * self.scale
+
+    def same(self, other: Number) -> bool:
+        """Whether both say the same. Where only one of them names its scale, the other may have left it to the
+        question ("how many percent?"): 25 % is 25 as well as 0.25, though 25 is not 0.25.
+        """
+        bare = Fraction(1) in (self.scale, other.scale)
+        return self.amount == other.amount or (bare and self.value == other.value)
+
+
+def number_in(text: str) -> Number | None:
+    """The number that an answer or a label comes to; None if there is none, or one that cannot be read."""
+    plain = _plain(text)
+    if (boxed := _last_box(plain)) is not None:
+        found = _numbers(boxed)
+        return found[-1] if found and None not in found else None
+    if marks := list(_HASHES.finditer(plain)):
+        return next(iter(_numbers(marks[-1].group(1))), None)
+    for mark in reversed(list(_STATED.finditer(plain))):
+        rest = plain[mark.end() :].lstrip(" \n\t:*$")
+        if rest and not _DENIED.match(rest):
+            return _stated(rest)
+    found = _numbers(plain)
+    return found[-1] if found else None
+
+
+_HASHES = re.compile(r"####\s*([^\n]+)")
+_STATED = re.compile(
+    r"\b(?:answer|final\s+(?:result|solution|value|number))\b(?:\s+to\s+[^.:\n]{1,80}?)?\W{0,4}?"
+    r"(?:\b(?:is|was|would\s+be|will\s+be|should\s+be|equals|comes\s+to)\b|[:=])",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"(?:not|neither|never)\b", re.IGNORECASE)
+_CLAUSE_ENDS = re.compile(
+    r"[;\n]|[.!?](?=\s|$)|,(?=\s*[A-Za-z])|\b(?:because|since|as|where|which|given|so)\b", re.IGNORECASE
+)
+
+
+def _stated(rest: str) -> Number | None:
+    """What follows "the answer is": the number of its first clause, of an equation the right-hand side."""
+    clause = _CLAUSE_ENDS.split(rest, maxsplit=1)[0]
+    for part in (clause.rpartition("=")[2], clause):
+        if found := _numbers(part):
+            return found[0]
+    found = _numbers(rest)
+    return found[-1] if found else None
+
+
+def _last_box(plain: str) -> str | None:
+    r"""What stands in the last `\boxed{}` whose braces are closed."""
+    boxes = {found.end() - 1 for found in re.finditer(r"\\f?boxed\s*\{", plain)}
+    opened: list[int] = []
+    last: tuple[int, int] | None = None
+    for brace in re.finditer(r"[{}]", plain) if boxes else ():
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened and (start := opened.pop()) in boxes:
+            last = max(last or (0, 0), (start, brace.start()))
+    return plain[last[0] + 1 : last[1]] if last else None
+
+
+_NUMERAL = r"""(?:
+    [1-9]\d{{0,2}} (?P<{0}>[,'_ ]) \d{{3}} (?:(?P={0})\d{{3}})* (?:[.,]\d+)?  # 1,234,567.8  1 234,5
+  | [1-9]\d{{0,2}} (?: (?:\.\d{{3}})+ ,\d+ | (?:\.\d{{3}}){{2,}} )             # 1.234,5  1.234.567
+  | [1-9]\d? (?:,\d\d)+ ,\d{{3}} (?:\.\d+)?                                  # 12,34,567
+  | \d+ (?:[.,]\d+)?
+  | \.\d+
+) (?!\d) (?![.,]\d)"""
+_TOKEN = re.compile(
+    rf"""(?<![A-Za-z0-9_^]) (?<!\d[.,'])
+    (?P<root>√[\s({{]*)?
+    (?: (?P<whole>\d+) \s (?:and\s)? (?=\d+\s?/\s?\d) )?
+    (?P<numeral>{_NUMERAL.format("by")})
+    (?: \s?/\s? (?P<over>-?{_NUMERAL.format("of")}) )?
+    (?: e(?P<exponent>[-+]?\d+)
+      | \s?(?:[×x·]|\*) \s?10\s? (?:\^|\*\*) [\s(]* (?P<ten>[-+]?\d+)
+      | \s?(?:\^|\*\*) [\s(]* (?P<power>[-+]?\d+) )?
+    (?P<unread> \s?[π√{chr(0xE000)}] | \s?/\s?[\dπ√] )?
+    (?: \s?(?P<percent>%|per\s?cent\b) | \s(?P<scale>thousand|million|billion|trillion)\b )?""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+
+def _numbers(plain: str) -> list[Number | None]:
+    """Every number in order; None stands for one that cannot be read, such as 2√3 or the day of a date."""
+    return [_number(found, plain[max(0, found.start() - 24) : found.start()]) for found in _TOKEN.finditer(plain)]
+
+
+def _number(found: re.Match[str], before: str) -> Number | None:
+    if found["root"] or found["unread"] or re.search(r"[/√][\s({]*\Z", before):
+        return None
+    try:
+        value = _value(found["numeral"])
+        if found["over"]:
+            value /= _value(found["over"])
+        if found["whole"]:
+            value = _value(found["whole"]) + _proper(value)
+        if found["power"]:
+            value = value ** _exponent(found["power"])
+        value *= Fraction(10) ** _exponent(found["exponent"] or found["ten"] or "0")
+    except (ArithmeticError, ValueError):
+        return None
+    scale = Fraction(1, 100) if found["percent"] else Fraction(_SCALES.get((found["scale"] or "").lower(), 1))
+    return Number(-value if _negative(before) else value, scale)
+
+
+def _value(numeral: str) -> Fraction:
+    """Of digits with separators. Raises ValueError for one that is too long."""
+    if len(numeral) > LONGEST:
+        raise ValueError("too long for a number")
+    sign, digits = numeral.startswith("-"), numeral.removeprefix("-")
+    marks = list(dict.fromkeys(letter for letter in digits if not letter.isdigit()))
+    if len(marks) == 1 and not _groups(digits, marks[0]):
+        marks.insert(0, "")
+    if len(marks) >= 1 and marks[0]:
+        digits = digits.replace(marks[0], "")
+    value = Fraction("0" + digits.replace(",", "."))
+    return -value if sign else value
+
+
+def _groups(digits: str, mark: str) -> bool:
+    """Whether the one kind of mark in a numeral separates thousands."""
+    match mark:
+        case ",":
+            return re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+|[1-9]\d?(,\d\d)+,\d{3}", digits) is not None
+        case ".":
+            return re.fullmatch(r"[1-9]\d{0,2}(\.\d{3}){2,}", digits) is not None
+        case _:
+            return True
+
+
+def _proper(value: Fraction) -> Fraction:
+    """The part of a mixed number that is below 1. Raises ValueError: this was no mixed number."""
+    if not 0 <= value < 1:
+        raise ValueError("no mixed number")
+    return value
+
+
+def _exponent(text: str) -> int:
+    if len(text) > 4 or abs(int(text)) > LARGEST_EXPONENT:
+        raise ValueError("too large an exponent")
+    return int(text)
+
+
+_SIGN = re.compile(r"(?P<left>.?)(?P<space>\s*)-(?P<gap>\s?)(?:[$€£¥₹]\s?|[A-Z]{3}\s)?\Z", re.DOTALL)
+
+
+def _negative(before: str) -> bool:
+    """Whether a minus before a number is its sign; after another number or a word it subtracts, joins or lists."""
+    if re.search(r"(?:\bnegative|(?<![\d)] )\bminus)\s\Z", before, re.IGNORECASE):
+        return True
+    found = _SIGN.search(before)
+    if found is None:
+        return False
+    if found["gap"]:
+        return found["left"] != "" and found["left"] in "=:(≈<>"
+    return bool(found["space"]) or not (found["left"].isalnum() or (found["left"] and found["left"] in ")}]%"))
+
+
+_LETTERS = {
+    **dict.fromkeys("\u00a0\u2007\u2009\u202f", " "), **dict.fromkeys("−﹣－–", "-"),
+    "’": "'", "＋": "+", "％": "%", "⁄": "/", "∕": "/", "＝": "=", "，": ",", "．": ".",
+}  # fmt: skip
+_POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_TEX = (
+    (re.compile(r"\\[!]|\\left\b|\\right\b|\\displaystyle\b"), ""),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\[,;: ]|~"), " "),
+    (re.compile(r"\\([%$#&])"), r"\1"),
+    (re.compile(r"\\(?:cdot|times)\b\s?"), "×"),
+    (re.compile(r"\\pi\b"), "π"),
+    (re.compile(r"\\sqrt\b(?:\[\d+\])?"), "√"),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\^\s*\{\s*([-+]?\d+)\s*\}"), r"^\1"),
+    (re.compile(r"\\[\[\]()]"), " "),
+)
+_SIMPLE = r"\s*(-?[\d.,]*\d)\s*"
+_FRACTION = re.compile(rf"(?P<whole>\d\s*)?\\[dt]?frac\s*(?:\{{{_SIMPLE}\}}|(\d)|\s(\d))\s*(?:\{{{_SIMPLE}\}}|(\d))")
+_ANY_FRACTION = re.compile(r"\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}")
+_LIST = re.compile(r"(?<![\d.,])\d+(?:,\d+){2,}(?!\d)")
+_CURRENCY_CODES = re.compile(r"\b(USD|EUR|GBP|CHF|JPY|CNY|INR|Rs\.?)(?=[-\d])")
+
+
+def _plain(text: str) -> str:
+    """The text with one way to write each thing: ASCII digits and signs, a/b for fractions, ^ for powers."""
+    plain = "".join(map(_letter, text))
+    plain = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda found: "^" + found[0].translate(_POWERS), plain)
+    for pattern, instead in _TEX:
+        plain = pattern.sub(instead, plain)
+    plain = _ANY_FRACTION.sub(chr(0xE000), _FRACTION.sub(_over, plain))
+    plain = _LIST.sub(lambda found: found[0] if _groups(found[0], ",") else found[0].replace(",", ", "), plain)
+    return _CURRENCY_CODES.sub(r"\1 ", plain)
+
+
+def _letter(letter: str) -> str:
+    if letter.isascii():
+        return letter
+    if letter in _LETTERS:
+        return _LETTERS[letter]
+    if "VULGAR FRACTION" in unicodedata.name(letter, "") and not letter.isdecimal():
+        return " " + unicodedata.normalize("NFKC", letter).replace("⁄", "/")
+    return str(unicodedata.decimal(letter, letter))
+
+
+def _over(found: re.Match[str]) -> str:
+    r"""`\frac{3}{4}` as 3/4, `2\frac{3}{4}` as 2 3/4."""
+    over, under = (next(filter(None, found.groups()[at])) for at in (slice(1, 4), slice(4, 6)))
+    return f"{found['whole'].strip()} {over}/{under}" if found["whole"] else f"{over}/{under}"
