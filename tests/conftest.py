@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from rig import paths, services
 from rig.services import ObjectStore
+
+settings.register_profile("kubedistill", deadline=None)  # a busy machine is no reason for a property to fail
+settings.load_profile("kubedistill")
 
 
 @pytest.fixture(scope="session")

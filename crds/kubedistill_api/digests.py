@@ -16,7 +16,7 @@ from kubedistill_api.identity import digest
 from kubedistill_api.job import DistillationJobSpec
 from kubedistill_api.teachers import Teacher
 
-VERSION = 1
+VERSION = 2
 """Raised when the meaning of the files in a folder changes, so that a new release never reads an old one's."""
 
 _VOLATILE = {"suspend", "run_policy", "scheduling", "stage_templates", "credentials"}
@@ -37,11 +37,10 @@ def generate_digest(spec: DistillationJobSpec, teacher: str, prepared: str, uid:
     """One teacher's answers to the prompts of `prepared` (Prepare's output digest).
 
     Placement, parallelism and the yield that is asked for are left out. Shards stay in: they name the files of a
-    half-done folder. `reuse: Never` puts the job's uid in.
+    half-done folder, and what of a reasoned answer is learnt: it is what the rows hold and later turns are asked with.
+    `reuse: Never` puts the job's uid in.
     """
-    generation = spec.generation.model_dump(
-        mode="json", by_alias=True, exclude={"parallelism", "reuse", "min_yield", "reasoning_target"}
-    )
+    generation = spec.generation.model_dump(mode="json", by_alias=True, exclude={"parallelism", "reuse", "min_yield"})
     return _of(
         Stage.GENERATE,
         task=spec.task,

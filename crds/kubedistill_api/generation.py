@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from kubedistill_api.base import Fraction, Model
+from kubedistill_api.base import Fraction, Model, Task
 from kubedistill_api.rules import Rule
 
 
@@ -57,12 +57,20 @@ class Filters(Model):
     """Answers that only decline."""
     drop_repetitive: bool = True
     """Answers that loop."""
-    require_label_match: bool = False
-    """Rows with a label: only answers that agree with it."""
+    require_label_match: bool | None = None
+    """Rows with a label: only answers that agree with it. Absent: so for Math, else not."""
     min_tokens: Annotated[int, Field(ge=0, le=10**6)] = 1
     """Shorter answers are rejected."""
     deduplicate: bool = True
     """Of equal answers to equal prompts one is kept."""
+
+    def matches_labels(self, task: Task) -> bool:
+        """Whether answers that disagree with their row's label are rejected (`requireLabelMatch` resolved)."""
+        return task is Task.MATH if self.require_label_match is None else self.require_label_match
+
+
+DENSITY_ROUNDS = 4
+"""Summaries that a chain of density writes of one text, each denser than the one before."""
 
 
 class Generation(Model):
@@ -79,10 +87,39 @@ class Generation(Model):
             field="tail",
         ),
         Rule(
-            cel="self.reasoning == 'None'",
-            message="reasoning is not built yet: write reasoning: None",
-            holds=lambda generation: generation.reasoning is Reasoning.NONE,
-            field="reasoning",
+            cel="self.reasoningTarget == 'AnswerOnly' || self.reasoning == 'ChainOfThought'",
+            message="reasoningTarget: ReasoningAndAnswer needs reasoning: ChainOfThought (of a chain of density the "
+            "student learns the last summary): write that, or reasoningTarget: AnswerOnly",
+            holds=lambda generation: (
+                generation.reasoning_target is ReasoningTarget.ANSWER_ONLY
+                or generation.reasoning is Reasoning.CHAIN_OF_THOUGHT
+            ),
+            field="reasoningTarget",
+        ),
+        Rule(
+            cel="self.signal != 'TopK' || self.reasoning == 'None' || self.reasoningTarget == 'ReasoningAndAnswer'",
+            message="a teacher scores its answer after its own reasoning, which a student that learns the answer alone "
+            "never sees: write signal: Text, or reasoning: ChainOfThought with reasoningTarget: ReasoningAndAnswer",
+            holds=lambda generation: (
+                generation.signal is not Signal.TOP_K
+                or generation.reasoning is Reasoning.NONE
+                or generation.reasoning_target is ReasoningTarget.REASONING_AND_ANSWER
+            ),
+            field="signal",
+        ),
+        Rule(
+            cel="!has(self.summaryWords) || self.maxTokens >= self.summaryWords * (self.reasoning == 'ChainOfDensity' "
+            "? 8 : 2)",
+            message="maxTokens is too small for summaries of summaryWords words: write at least 2 tokens for each "
+            "word, and 8 with reasoning: ChainOfDensity, which writes four summaries",
+            holds=lambda generation: (
+                generation.summary_words is None
+                or generation.max_tokens
+                >= 2
+                * generation.summary_words
+                * (DENSITY_ROUNDS if generation.reasoning is Reasoning.CHAIN_OF_DENSITY else 1)
+            ),
+            field="maxTokens",
         ),
     )
 
@@ -101,9 +138,12 @@ class Generation(Model):
     max_tokens: Annotated[int, Field(ge=1, le=10**6)] = 1024
     """The longest answer, in tokens."""
     reasoning: Reasoning = Reasoning.NONE
-    """Ask for reasoning before the answer."""
+    """Ask for reasoning before the answer. `ChainOfDensity`: for Summarization, four summaries, each denser."""
     reasoning_target: ReasoningTarget = ReasoningTarget.ANSWER_ONLY
-    """What of it the student learns."""
+    """What of it the student learns. `AnswerOnly` needs `signal: Text`."""
+    summary_words: Annotated[int, Field(ge=5, le=5000)] | None = None
+    """Summarization: about how long a summary is, in words. The teacher is told; more than twice as many are rejected.
+    Absent: as long as the prompt asks for."""
     seed: Annotated[int, Field(ge=0, le=2**53)] = 42
     """Every request's own seed is a hash of this, the row and the sample."""
     shards: Annotated[int, Field(ge=1, le=100_000)] = 16

@@ -10,7 +10,7 @@ from pydantic import Field
 from kubedistill_api.base import DNS_LABEL, GROUP, KIND, VERSION, Model, Task, Tolerant
 from kubedistill_api.data import Data
 from kubedistill_api.evaluation import TIMED, Evaluation, Gate, GateOf, Metric
-from kubedistill_api.generation import Generation, Signal
+from kubedistill_api.generation import Generation, Reasoning, Signal
 from kubedistill_api.output import Format, Output
 from kubedistill_api.placement import Credentials, RunPolicy, Scheduling, StageTemplate, Workspace
 from kubedistill_api.rules import Rule
@@ -20,7 +20,8 @@ from kubedistill_api.teachers import Teacher
 from kubedistill_api.training import ObjectiveType, Training
 from kubedistill_api.uris import overlaps
 
-BUILT_TASKS = (Task.CONVERSATION, Task.CLASSIFICATION, Task.QUESTION_ANSWERING)
+LABELLED_TASKS = (Task.CLASSIFICATION, Task.QUESTION_ANSWERING, Task.MATH)
+"""Their answers are right or wrong where the label is known."""
 EXTERNAL_TOP_K = 20
 """The OpenAI API gives at most so many logprobs for a position."""
 
@@ -37,16 +38,25 @@ class DistillationJobSpec(Model):
 
     rules: ClassVar = (
         Rule(
-            cel="self.task in ['Conversation', 'Classification', 'QuestionAnswering']",
-            message="this task is not built yet: write task: Conversation, Classification or QuestionAnswering",
-            holds=lambda spec: spec.task in BUILT_TASKS,
-            field="task",
-        ),
-        Rule(
             cel="self.task != 'Classification' || size(self.data.labels) >= 2",
             message="task: Classification needs the answers that count: write data.labels with at least two",
             holds=lambda spec: spec.task is not Task.CLASSIFICATION or len(spec.data.labels) >= 2,
             field="data.labels",
+        ),
+        Rule(
+            cel="self.generation.reasoning != 'ChainOfDensity' || self.task == 'Summarization'",
+            message="a chain of density is a way to summarise: write task: Summarization, or reasoning: ChainOfThought",
+            holds=lambda spec: (
+                spec.generation.reasoning is not Reasoning.CHAIN_OF_DENSITY or spec.task is Task.SUMMARIZATION
+            ),
+            field="generation.reasoning",
+        ),
+        Rule(
+            cel="!has(self.generation.summaryWords) || self.task == 'Summarization'",
+            message="summaryWords is the length of summaries: write task: Summarization, or leave it out and say in "
+            "data.systemPrompt how long answers should be",
+            holds=lambda spec: spec.generation.summary_words is None or spec.task is Task.SUMMARIZATION,
+            field="generation.summaryWords",
         ),
         Rule(
             cel="self.training.objective.type == 'CrossEntropy' || self.generation.signal == 'TopK'",
@@ -112,9 +122,10 @@ class DistillationJobSpec(Model):
             field="output.uri",
         ),
         Rule(
-            cel="!('Accuracy' in self.evaluation.metrics) || self.task != 'Conversation'",
-            message="Accuracy needs labels: use it with task: Classification or QuestionAnswering",
-            holds=lambda spec: Metric.ACCURACY not in spec.evaluation.metrics or spec.task is not Task.CONVERSATION,
+            cel="!('Accuracy' in self.evaluation.metrics) || self.task in ['Classification', 'QuestionAnswering', "
+            "'Math']",
+            message="Accuracy needs labels: use it with task: Classification, QuestionAnswering or Math",
+            holds=lambda spec: Metric.ACCURACY not in spec.evaluation.metrics or spec.task in LABELLED_TASKS,
             field="evaluation.metrics",
         ),
         Rule(

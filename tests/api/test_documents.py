@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kubedistill_api.base import Task
 from kubedistill_api.documents import InvalidDocumentError, parse_job, read_job
 
 MINIMAL = """
@@ -67,10 +68,14 @@ def test_nulls_are_absent_fields_as_in_the_api_server() -> None:
 
 def test_all_problems_come_at_once_with_their_paths() -> None:
     document = changed("training.nodes", 2)
-    document["spec"]["task"] = "Math"
+    document["spec"]["generation"] = {"reasoning": "ChainOfDensity"}
     document["spec"]["data"]["train"]["uri"] = "gs://bucket/x"
     found = problems(document)
-    assert [line.split(":")[0] for line in found] == ["spec.task", "spec.data.train.uri", "spec.training.nodes"]
+    assert [line.split(":")[0] for line in found] == [
+        "spec.generation.reasoning",
+        "spec.data.train.uri",
+        "spec.training.nodes",
+    ]
 
 
 def gate(metric: str, of: str = "Student") -> dict[str, Any]:
@@ -120,6 +125,29 @@ REFUSALS = {
         [gate("Throughput", "Change")],
         "spec.evaluation.gates[0].of: this gate could never be measured",
     ),
+    "density of a chat": ("generation.reasoning", "ChainOfDensity", "write task: Summarization"),
+    "length of a chat": ("generation.summaryWords", 40, "write task: Summarization"),
+    "reasoning to learn and none there": (
+        "generation.reasoningTarget",
+        "ReasoningAndAnswer",
+        "spec.generation.reasoningTarget: reasoningTarget: ReasoningAndAnswer needs reasoning: ChainOfThought",
+    ),
+    "scores after a reasoning that is not learnt": (
+        "generation",
+        {"signal": "TopK", "reasoning": "ChainOfThought"},
+        "spec.generation.signal: a teacher scores its answer after its own reasoning",
+    ),
+    "scores of a summary out of its JSON": (
+        "generation",
+        {"signal": "TopK", "reasoning": "ChainOfDensity"},
+        "write signal: Text",
+    ),
+    "summaries that cannot fit": (
+        "generation",
+        {"summaryWords": 80, "reasoning": "ChainOfDensity", "maxTokens": 200},
+        "spec.generation.maxTokens: maxTokens is too small",
+    ),
+    "accuracy of summaries": ("evaluation.metrics", ["Accuracy"], "Classification, QuestionAnswering or Math"),
     "objective of tomorrow": ("training.objective.type", "ReverseKL", "not built yet"),
     "format of tomorrow": ("output.formats", ["GGUF"], "not built yet"),
 }
@@ -168,6 +196,42 @@ def test_a_share_of_memory_is_of_the_one_teacher_whose_size_is_known(
         assert any("memory is known only of one teacher" in line for line in problems(document))
     else:
         assert parse_job(document).spec.evaluation.gates
+
+
+LED = {
+    "math": {"task": "Math", "evaluation": {"metrics": ["Accuracy", "ExactMatch"]}},
+    "thought whole, with scores": {
+        "task": "Math",
+        "generation": {"signal": "TopK", "reasoning": "ChainOfThought", "reasoningTarget": "ReasoningAndAnswer"},
+    },
+    "thought for a chat": {"generation": {"reasoning": "ChainOfThought"}},
+    "summaries of a length, with scores": {
+        "task": "Summarization",
+        "generation": {"signal": "TopK", "summaryWords": 40},
+    },
+    "density": {
+        "task": "Summarization",
+        "generation": {"reasoning": "ChainOfDensity", "summaryWords": 80, "maxTokens": 640},
+    },
+}
+
+
+@pytest.mark.parametrize("changes", LED.values(), ids=LED.keys())
+def test_every_task_and_every_honest_way_to_lead_a_teacher_is_taken(changes: dict[str, Any]) -> None:
+    document = yaml.safe_load(MINIMAL)
+    document["spec"] |= changes
+    assert parse_job(document).spec.generation
+
+
+@pytest.mark.parametrize(
+    ("asked", "task", "matches"),
+    [(None, Task.MATH, True), (None, Task.CLASSIFICATION, False), (False, Task.MATH, False), (True, Task.MATH, True)],
+)
+def test_numbers_must_agree_with_their_labels_unless_told_otherwise(
+    asked: bool | None, task: Task, matches: bool
+) -> None:
+    filters = parse_job(changed("generation.filters.requireLabelMatch", asked)).spec.generation.filters
+    assert filters.matches_labels(task) is matches
 
 
 def test_a_name_too_long_for_pods_is_refused() -> None:

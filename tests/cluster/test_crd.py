@@ -34,7 +34,8 @@ def a_gate(metric: str, of: str = "Student") -> dict[str, Any]:
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "task": ({"task": "Math"}, "this task is not built yet"),
+    "density-of-a-chat": ({"generation": {"reasoning": "ChainOfDensity"}}, "a chain of density is a way to summarise"),
+    "length-of-a-chat": ({"generation": {"summaryWords": 40}}, "summaryWords is the length of summaries"),
     "labels": ({"task": "Classification"}, "write data.labels with at least two"),
     "soft-loss-needs-topk": ({"training.objective.type": "ForwardKL"}, "needs generation.signal: TopK"),
     "external-topk": (
@@ -119,7 +120,18 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "write termsAccepted: true",
     ),
     "sampled-tail": ({"generation": {"tail": "Sampled", "temperature": 0.7}}, "tail: Sampled is unbiased only"),
-    "reasoning": ({"generation": {"reasoning": "ChainOfThought"}}, "reasoning is not built yet"),
+    "reasoning-target": (
+        {"generation": {"reasoningTarget": "ReasoningAndAnswer"}},
+        "ReasoningAndAnswer needs reasoning: ChainOfThought",
+    ),
+    "topk-after-reasoning": (
+        {"generation": {"signal": "TopK", "reasoning": "ChainOfThought"}},
+        "a teacher scores its answer after its own reasoning",
+    ),
+    "summaries-that-cannot-fit": (
+        {"task": "Summarization", "generation": {"summaryWords": 80, "maxTokens": 100}},
+        "maxTokens is too small for summaries",
+    ),
     "objective": (
         {"generation": {"signal": "TopK"}, "training.objective.type": "ReverseKL"},
         "this objective is not built yet",

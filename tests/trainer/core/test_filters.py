@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kubedistill_api.base import Task
-from kubedistill_api.generation import Filters
+from kubedistill_api.generation import Filters, Reasoning, ReasoningTarget
 from kubedistill_trainer.core.filters import CHECKS, Answer, Asked, Reject, loops, problem, refuses
+from kubedistill_trainer.core.guidance import Guidance
 
 GOOD = "Your parcel left our warehouse on Monday and should arrive within three days."
 LABELS = ("billing", "shipping")
@@ -22,6 +23,13 @@ def asked(
     return Asked(task, Filters(**filters), LABELS if task is Task.CLASSIFICATION else (), label, kept)
 
 
+def led(task: Task, how: Reasoning, label: str | None = None, words: int | None = None, **filters: object) -> Asked:
+    guidance = Guidance(task, how, ReasoningTarget.ANSWER_ONLY, words, LABELS if task is Task.CLASSIFICATION else ())
+    return Asked(task, Filters(**filters), guidance.labels, label, guidance=guidance)
+
+
+THOUGHT, DENSE = Reasoning.CHAIN_OF_THOUGHT, Reasoning.CHAIN_OF_DENSITY
+CHAIN = "[" + ", ".join(['{"missing": "", "summary": "The parcel left on Monday and is due on Friday."}'] * 4) + "]"
 CASES = {
     "good": (an_answer(), asked(), None),
     "empty": (an_answer(" \n "), asked(), Reject.EMPTY),
@@ -52,6 +60,37 @@ CASES = {
     "choice": (an_answer("B) Paris"), asked(Task.QUESTION_ANSWERING, "C"), None),
     "no-choice-where-one-is-asked": (an_answer("Paris"), asked(Task.QUESTION_ANSWERING, "C"), Reject.UNPARSABLE),
     "free-answer": (an_answer("Paris"), asked(Task.QUESTION_ANSWERING, "Rome"), None),
+    "number": (an_answer("She pays $1,200.00."), asked(Task.MATH, "1200"), None),
+    "another-number": (an_answer("She pays $1,200.00."), asked(Task.MATH, "120"), Reject.LABEL_MISMATCH),
+    "another-number-but-wanted": (
+        an_answer("She pays $1,200.00."), asked(Task.MATH, "120", require_label_match=False), None,
+    ),
+    "number-without-label": (an_answer("She pays $1,200.00."), asked(Task.MATH), None),
+    "no-number": (an_answer("She pays a lot."), asked(Task.MATH, "5"), Reject.UNPARSABLE),
+    "no-number-without-label": (an_answer("She pays a lot."), asked(Task.MATH), Reject.UNPARSABLE),
+    "thought-and-number": (an_answer("2 and 3 make 5.\nAnswer: 5"), led(Task.MATH, THOUGHT, "5"), None),
+    "the-thought-is-not-the-answer": (
+        an_answer("Not 5.\nAnswer: 6"), led(Task.MATH, THOUGHT, "5"), Reject.LABEL_MISMATCH,
+    ),
+    "thought-without-answer": (an_answer("2 and 3 make 5."), led(Task.MATH, THOUGHT, "5"), Reject.UNPARSABLE),
+    "thought-and-label": (
+        an_answer("It is not shipping.\nAnswer: billing"), led(Task.CLASSIFICATION, THOUGHT), None,
+    ),
+    "thought-and-no-label": (
+        an_answer("It is shipping.\nAnswer: maybe"), led(Task.CLASSIFICATION, THOUGHT), Reject.OUT_OF_LABEL_SET,
+    ),
+    "thought-that-refuses": (
+        an_answer("I'm sorry, but I can't help with that."), led(Task.MATH, THOUGHT), Reject.REFUSAL,
+    ),
+    "chain-of-summaries-does-not-loop": (an_answer(CHAIN), led(Task.SUMMARIZATION, DENSE), None),
+    "chain-whose-last-summary-loops": (
+        an_answer('[{"summary": "' + "and so on " * 30 + '"}]'), led(Task.SUMMARIZATION, DENSE), Reject.REPETITIVE,
+    ),
+    "chain-without-summary": (an_answer("The parcel is late."), led(Task.SUMMARIZATION, DENSE), Reject.UNPARSABLE),
+    "summary-of-about-the-length": (an_answer(), led(Task.SUMMARIZATION, Reasoning.NONE, words=7), None),
+    "summary-of-twice-the-length": (
+        an_answer(), led(Task.SUMMARIZATION, Reasoning.NONE, words=6), Reject.TOO_LONG,
+    ),
     "duplicate": (an_answer(), asked(kept=(GOOD,)), Reject.DUPLICATE),
     "duplicate-but-wanted": (an_answer(), asked(kept=(GOOD,), deduplicate=False), None),
     "empty-and-cut-off-has-one-reason": (an_answer("", complete=False), asked(), Reject.EMPTY),
@@ -66,7 +105,7 @@ def test_an_answer_has_one_problem_or_none(answer, what, reason):
 def test_every_reason_has_a_check_or_is_known_to_the_caller_only():
     checked = [reason for reason, _ in CHECKS]
     assert len(checked) == len(set(checked))
-    assert set(Reject) - set(checked) == {Reject.REQUEST_FAILED, Reject.TOO_LONG}
+    assert set(Reject) - set(checked) == {Reject.REQUEST_FAILED}
 
 
 REFUSALS = [

@@ -24,6 +24,7 @@ GOOD = {
     "prompt-and-label": ({"prompt": "Hi", "label": "greeting"}, ["user"], "greeting", 1),
     "prompt-and-completion": ({"prompt": "Hi", "completion": "Hello"}, ["user"], "Hello", 1),
     "a-label-that-is-a-number": ({"prompt": "2+2", "label": 4}, ["user"], "4", 1),
+    "a-label-with-decimals": ({"prompt": "1/2", "label": 0.5}, ["user"], "0.5", 1),
     "its-own-system-message": ({"prompt": "Hi", "system": "Be kind"}, ["system", "user"], None, 1),
     "fields-nobody-knows": ({"id": 7, "prompt": "Hi", "source": "x"}, ["user"], None, 1),
     "chat": ({"messages": [USER]}, ["user"], None, 1),
@@ -31,6 +32,12 @@ GOOD = {
     "chat-with-two-answers": ({"messages": [USER, ANSWER, USER, ANSWER]}, ["user", "assistant", "user"], "Hello", 2),
     "chat-that-calls-a-tool": (
         {"messages": [USER, CALL, {"role": "tool", "content": "12:00", "tool_call_id": "1"}], "tools": [{"x": 1}]},
+        ["user", "assistant", "tool"],
+        None,
+        1,
+    ),
+    "chat-that-calls-a-tool-with-empty-words": (
+        {"messages": [USER, {**CALL, "content": ""}, {"role": "tool", "content": "12:00", "tool_call_id": "1"}]},
         ["user", "assistant", "tool"],
         None,
         1,
@@ -62,6 +69,7 @@ BAD = {
     "prompt-of-a-number": ({"prompt": 5}, "prompt is a number, not text"),
     "a-label-that-is-a-list": ({"prompt": "Hi", "label": []}, "label is empty"),
     "a-label-that-is-a-boolean": ({"prompt": "Hi", "label": True}, "label is a boolean"),
+    "a-label-without-end": ({"prompt": "1/0", "label": float("inf")}, "label is a number, not text"),
     "messages-of-text": ({"messages": "Hi"}, "messages is text, not a list"),
     "no-messages": ({"messages": []}, "no user message"),
     "only-a-system-message": ({"messages": [{"role": "system", "content": "Be kind"}]}, "no user message"),

@@ -39,9 +39,14 @@ def jsonl(rows: list[dict[str, Any]]) -> bytes:
 def tried(tmp_path: Path, tiny_folder: Path) -> Callable[..., Success | FailedResult]:
     """Runs Prepare on these bytes, with these changes to an ordinary spec."""
 
-    def run(content: bytes | None = jsonl(LINES), /, **changes: Any) -> Success | FailedResult:
+    def run(
+        content: bytes | None = jsonl(LINES), held_out: bytes | None = None, /, **changes: Any
+    ) -> Success | FailedResult:
         if content is not None:
             (tmp_path / "data.jsonl").write_bytes(content)
+        if held_out is not None:
+            (tmp_path / "valid.jsonl").write_bytes(held_out)
+            changes["data"] = {"validation": {"uri": f"file://{tmp_path}/valid.jsonl"}}
         spec: dict[str, Any] = {
             "teachers": [{"name": "t", "model": {"uri": f"file://{tiny_folder}"}, "batch": {"gpus": 0}}],
             "student": {"prunedFrom": {"teacher": "t", "layers": 1}},
@@ -191,6 +196,33 @@ FAILURES: dict[str, tuple[bytes, dict[str, Any], int, list[str]]] = {
         65,
         ["'yes'", "up, down"],
     ),
+    "labels without a number": (
+        jsonl([{"prompt": f"How many, case {n}?", "label": "a few"} for n in range(9)]),
+        {"task": "Math"},
+        65,
+        ["'a few'", "no number", "line 1", "42, -1.5 or 3/4"],
+    ),
+    "labels to match, and none there": (
+        jsonl(LINES),
+        {"generation": {"filters": {"requireLabelMatch": True}}},
+        65,
+        ["requireLabelMatch", "no training row has a label", "data.columns: {label: answer}"],
+    ),
+    "a gate on accuracy without labels": (
+        jsonl(LINES),
+        {
+            "task": "Math",
+            "evaluation": {"metrics": ["Accuracy"], "gates": [{"metric": "Accuracy", "operator": ">=", "value": 0.5}]},
+        },
+        65,
+        ["asks for Accuracy", "no held-out row has a label"],
+    ),
+    "no room for a prompt beside the instruction": (
+        jsonl(LINES),
+        {"task": "Math", "generation": {"maxTokens": 380, "reasoning": "ChainOfThought"}},
+        64,
+        ["no room for a prompt"],
+    ),
     "no room for a prompt": (jsonl(LINES), {"generation": {"maxTokens": 600}}, 64, ["no room for a prompt"]),
 }
 
@@ -211,6 +243,23 @@ def test_a_few_broken_rows_are_borne_and_reported(tried: Callable[..., Any], tmp
     assert result.dropped_rows == 1
     report = (tmp_path / "workspace" / result.report).read_text()
     assert "line 41" in report
+
+
+@pytest.mark.parametrize(
+    ("labelled", "words"),
+    [(40, []), (30, ["training rows have no label"]), (0, ["40 training", "Accuracy will be left out"])],
+    ids=["all labelled", "some labelled", "none labelled"],
+)
+def test_of_numbers_it_is_said_how_many_cannot_be_checked(
+    tried: Callable[..., Any], labelled: int, words: list[str]
+) -> None:
+    rows = [{**line, **({"label": 3.5} if number < labelled else {})} for number, line in enumerate(LINES)]
+    held_out = jsonl([{"prompt": "Held out?", **({"label": "7"} if labelled else {})}])
+    result = tried(jsonl(rows), held_out, task="Math", evaluation={"metrics": ["Accuracy", "ExactMatch"]})
+    assert isinstance(result, PrepareResult), result
+    notes = [warning for warning in result.warnings if "label" in warning]
+    assert len(notes) == len(words)
+    assert all(word in note for word, note in zip(words[::-1], notes, strict=True))
 
 
 def test_an_output_that_is_taken_is_refused(tried: Callable[..., Any], tmp_path: Path) -> None:

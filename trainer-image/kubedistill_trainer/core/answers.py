@@ -72,11 +72,13 @@ def label_in(text: str, labels: Sequence[str]) -> str | None:
     them; where it could be either, it is neither.
     """
     lines = text.strip().splitlines() or [""]
+    looks = _by_form(tuple(labels))
     for part in (text, lines[0]):
-        for form, by_form in zip(_FORMS, _by_form(tuple(labels)), strict=True):
-            if len(alike := by_form.get(form(part), ())) == 1:
+        for form, by_form in zip(_FORMS, looks, strict=True):
+            alike = by_form.get(form(part), [])
+            if len(alike) == 1:
                 return alike[0]
-    return _label_named(normalized(lines[0]), _by_form(tuple(labels))[-1])
+    return _label_named(normalized(lines[0]), looks[-1])
 
 
 @lru_cache(maxsize=8)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kubedistill_api.base import Task
 from kubedistill_api.evaluation import Metric
+from kubedistill_api.job import LABELLED_TASKS
 from kubedistill_trainer.core import scores
-from kubedistill_trainer.core.answers import agrees, normalized
+from kubedistill_trainer.core.answers import agrees
 from kubedistill_trainer.core.batching import Example
 from kubedistill_trainer.core.footprint import Size, Speed
 from kubedistill_trainer.core.gates import Compared
+from kubedistill_trainer.core.guidance import Guidance
 from kubedistill_trainer.core.scores import Reading
 from kubedistill_trainer.core.signals import TopK
 
@@ -50,11 +52,22 @@ class Yardstick:
     """For each question, its label; empty: none is known."""
     teacher: Sequence[str]
     """For each question, the teacher's answer."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """How the teacher was led to it: tells what of a reasoned answer is the answer."""
 
     @property
     def references(self) -> list[str]:
         """What an answer should be: the label where one is known, else what the teacher said."""
         return [label or answer for label, answer in zip(self.expected, self.teacher, strict=True)]
+
+    def proper(self, texts: Sequence[str]) -> list[str]:
+        """Answers without the reasoning before them."""
+        return [self.guidance.said_by_student(text) for text in texts]
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two answers are equal: as numbers where numbers are asked for, else but for their dress."""
+        first, second = self.proper([one, other])
+        return bool(scores.exact_match([first], [second], self.task))
 
     @property
     def labelled(self) -> list[int]:
@@ -92,9 +105,9 @@ def teacher_reading(examples: Sequence[Example]) -> Reading | None:
 def match(index: int, before: str | None, after: str, by: Yardstick) -> Match:
     """How the trained student's answer to a question stands to what was expected."""
     label, reference = by.expected[index], by.references[index]
-    if label and by.task is not Task.CONVERSATION:
-        return Match.RIGHT if agrees(after, label, by.task, by.labels) else Match.WRONG
-    if normalized(after) == normalized(reference):
+    if label and by.task in LABELLED_TASKS:
+        return Match.RIGHT if agrees(by.proper([after])[0], label, by.task, by.labels) else Match.WRONG
+    if by.same(after, reference):
         return Match.SAME
     if before is None:
         return Match.OTHER
@@ -105,8 +118,14 @@ def match(index: int, before: str | None, after: str, by: Yardstick) -> Match:
 def _accuracy(measured: Measured, by: Yardstick) -> float | None:
     if measured.answers is None or not by.labelled:
         return None
-    answers = [measured.answers[index] for index in by.labelled]
+    answers = by.proper([measured.answers[index] for index in by.labelled])
     return scores.accuracy(answers, [by.expected[index] for index in by.labelled], by.task, by.labels)
+
+
+def _exact_match(measured: Measured, by: Yardstick) -> float | None:
+    if measured.answers is None:
+        return None
+    return scores.exact_match(by.proper(measured.answers), by.proper(by.references), by.task)
 
 
 def _against_references(metric: Callable[[Sequence[str], Sequence[str]], float]) -> _Number:
@@ -127,7 +146,7 @@ def _of_speed(number: Callable[[Speed], float]) -> _Number:
 _Number = Callable[[Measured, Yardstick], float | None]
 _NUMBERS: Mapping[Metric, _Number] = {
     Metric.ACCURACY: _accuracy,
-    Metric.EXACT_MATCH: _against_references(scores.exact_match),
+    Metric.EXACT_MATCH: _exact_match,
     Metric.BLEU: _against_references(scores.bleu),
     Metric.ROUGE: _against_references(scores.rouge),
     Metric.PERPLEXITY: _of_reading(lambda reading: reading.perplexity),

@@ -10,8 +10,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kubedistill_api.base import Task
-from kubedistill_api.generation import Filters
+from kubedistill_api.generation import Filters, Reasoning
 from kubedistill_trainer.core.answers import agrees, is_choice, said
+from kubedistill_trainer.core.guidance import Guidance
+from kubedistill_trainer.core.words import words
+
+WORDY = 2
+"""A summary of more words than so many times those that were asked for is too long."""
 
 
 class Reject(StrEnum):
@@ -35,8 +40,9 @@ class Answer:
     """What came back for one prompt."""
 
     text: str
+    """All that the teacher wrote, its reasoning included."""
     tokens: int
-    """Of the answer alone."""
+    """Of this text alone."""
     complete: bool
     """The teacher ended it itself; False: `finish_reason: length`."""
 
@@ -52,6 +58,12 @@ class Asked:
     """The row's own expected answer."""
     kept: Collection[str] = ()
     """Answers to the same prompt that were accepted before."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """How the teacher was led to it."""
+
+    def proper(self, answer: Answer) -> str:
+        """The answer without the reasoning before it; empty if it cannot be told from it."""
+        return self.guidance.answer_in(answer.text) or ""
 
 
 def is_empty(answer: Answer, asked: Asked) -> bool:
@@ -71,25 +83,31 @@ def is_refusal(answer: Answer, asked: Asked) -> bool:
 
 
 def is_repetitive(answer: Answer, asked: Asked) -> bool:
-    return asked.filters.drop_repetitive and loops(answer.text)
-
-
-def is_out_of_label_set(answer: Answer, asked: Asked) -> bool:
-    return asked.task is Task.CLASSIFICATION and said(answer.text, asked.task, asked.labels) is None
+    """A chain of density says everything four times; there the last summary is looked at."""
+    dense = asked.guidance.reasoning is Reasoning.CHAIN_OF_DENSITY
+    return asked.filters.drop_repetitive and loops(asked.proper(answer) if dense else answer.text)
 
 
 def is_unparsable(answer: Answer, asked: Asked) -> bool:
-    return (
-        asked.task is Task.QUESTION_ANSWERING
-        and asked.label is not None
-        and is_choice(asked.label)
-        and said(answer.text, asked.task, reference=asked.label) is None
-    )
+    proper = asked.proper(answer)
+    if not proper:
+        return True
+    choice = asked.task is Task.QUESTION_ANSWERING and asked.label is not None and is_choice(asked.label)
+    return (choice or asked.task is Task.MATH) and said(proper, asked.task, reference=asked.label) is None
+
+
+def is_too_long(answer: Answer, asked: Asked) -> bool:
+    wanted = asked.guidance.words
+    return wanted is not None and len(words(asked.proper(answer))) > WORDY * wanted
+
+
+def is_out_of_label_set(answer: Answer, asked: Asked) -> bool:
+    return asked.task is Task.CLASSIFICATION and said(asked.proper(answer), asked.task, asked.labels) is None
 
 
 def is_label_mismatch(answer: Answer, asked: Asked) -> bool:
-    wanted = asked.label if asked.filters.require_label_match else None
-    return wanted is not None and not agrees(answer.text, wanted, asked.task, asked.labels)
+    wanted = asked.label if asked.filters.matches_labels(asked.task) else None
+    return wanted is not None and not agrees(asked.proper(answer), wanted, asked.task, asked.labels)
 
 
 def is_duplicate(answer: Answer, asked: Asked) -> bool:
@@ -103,6 +121,7 @@ CHECKS: tuple[tuple[Reject, Callable[[Answer, Asked], bool]], ...] = (
     (Reject.REFUSAL, is_refusal),
     (Reject.REPETITIVE, is_repetitive),
     (Reject.UNPARSABLE, is_unparsable),
+    (Reject.TOO_LONG, is_too_long),
     (Reject.OUT_OF_LABEL_SET, is_out_of_label_set),
     (Reject.LABEL_MISMATCH, is_label_mismatch),
     (Reject.DUPLICATE, is_duplicate),
@@ -111,7 +130,7 @@ CHECKS: tuple[tuple[Reject, Callable[[Answer, Asked], bool]], ...] = (
 
 
 def problem(answer: Answer, asked: Asked) -> Reject | None:
-    """Why an answer may not train; None: it may. (RequestFailed and TooLong are for the caller to know.)"""
+    """Why an answer may not train; None: it may. (RequestFailed is for the caller to know.)"""
     return next((reason for reason, finds in CHECKS if finds(answer, asked)), None)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ def _message(raw: object, number: int) -> Message:
     if role not in ROLES:
         raise RowError(f"message {number} has role {role!r}; known are {', '.join(ROLES)}")
     more = {name: value for name, value in raw.items() if name not in ("role", "content") and value is not None}
-    if content is None and more.get("tool_calls"):
+    if content in (None, "") and more.get("tool_calls"):
         return Message(role, "", more)
     return Message(role, _text(content, f"the content of message {number}"), more)
 
@@ -165,7 +166,7 @@ def _label(fields: Mapping[str, object], reference: str | None) -> str | None:
     if len(given) == 2:
         raise RowError("a row has label or completion, this one has both")
     for name, value in given.items():
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return str(value)
         return _text(value, name)
     return reference

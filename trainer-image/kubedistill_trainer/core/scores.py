@@ -85,9 +85,11 @@ def accuracy(answers: Sequence[str], references: Sequence[str], task: Task, labe
     return _mean([agrees(answer, reference, task, labels) for answer, reference in pairs])
 
 
-def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Share of answers equal to the reference but for case, spacing and outer punctuation."""
+def exact_match(answers: Sequence[str], references: Sequence[str], task: Task = Task.CONVERSATION) -> float:
+    """Share of answers equal to the reference: Math: as numbers; else but for case, spacing and outer punctuation."""
     pairs = zip(answers, references, strict=True)
+    if task is Task.MATH:
+        return _mean([agrees(answer, reference, task) for answer, reference in pairs])
     return _mean([normalized(answer) == normalized(reference) for answer, reference in pairs])
 
 
@@ -97,7 +99,7 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 class _Words(Tokenizer):  # type: ignore[misc]  # rouge-score has no types
-    """Words of any alphabet. rouge-score's own tokenizer drops all but ASCII: other texts score 0, or by their digits."""
+    """Words of any alphabet: rouge-score's own tokenizer drops all but ASCII."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)

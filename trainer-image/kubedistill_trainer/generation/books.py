@@ -217,7 +217,7 @@ class ShardMaker:
         kept: set[tuple[str, str]] = set()
         for exchange in exchanges:
             row = self._row(plan, exchange) if exchange.rejection is None else exchange.rejection
-            said = (exchange.row.prompt_hash, exchange.answers[-1].text.strip() if exchange.answers else "")
+            said = (exchange.row.prompt_hash, exchange.taught[-1].text.strip() if exchange.taught else "")
             if isinstance(row, AnswerRow) and self.deduplicate and said in kept:
                 row = Rejection(Reject.DUPLICATE)
             if isinstance(row, AnswerRow):
@@ -237,7 +237,7 @@ class ShardMaker:
         return Shard(meta, rows, rejected)
 
     def _row(self, plan: ShardPlan, exchange: Exchange) -> AnswerRow | Rejection:
-        row = self.assembler.assemble(exchange.history, exchange.prompts, exchange.answers, exchange.row.tool_list)
+        row = self.assembler.assemble(exchange.history, exchange.prompts, exchange.taught, exchange.row.tool_list)
         if len(row.tokens.input_ids) > self.max_sequence_length:
             return Rejection(
                 Reject.TOO_LONG, f"{len(row.tokens.input_ids)} tokens, {self.max_sequence_length} are trained"
@@ -248,12 +248,13 @@ class ShardMaker:
             split=plan.split,
             label=exchange.row.label,
             messages=exchange.messages(),
-            text=exchange.answers[-1].text,
+            text=exchange.taught[-1].text,
             finish_reason=_finish_reason(exchange),
             teacher=self.meta.teacher,
             input_ids=np.array(row.tokens.input_ids, dtype=np.int32),
             target_mask=np.array(row.tokens.target_mask, dtype=np.bool_),
             signal=row.signal,
+            written=exchange.written,
         )
 
 

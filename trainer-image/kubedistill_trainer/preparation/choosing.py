@@ -11,6 +11,7 @@ from kubedistill_api.data import Data, OnInvalidRow
 from kubedistill_trainer.core.rows import Row, RowError, is_held_out, parse_row, unknown_columns
 from kubedistill_trainer.errors import BadConfiguration, BadData
 from kubedistill_trainer.preparation.files import RawRow
+from kubedistill_trainer.preparation.labels import check_row
 
 SHOWN = 3
 """Broken rows that a message names."""
@@ -76,17 +77,11 @@ def _parsed(data: Data, task: Task, raw_rows: Iterable[RawRow], choice: Choice) 
             continue
         try:
             row = parse_row(raw.value, data.columns, data.system_prompt)
-            _check_label(row, task, data.labels)
+            check_row(row, task, data.labels)
         except RowError as error:
             choice.broken.append(f"{raw.place}: {error}")
         else:
             yield row
-
-
-def _check_label(row: Row, task: Task, labels: Sequence[str]) -> None:
-    known = {label.casefold() for label in labels}
-    if task is Task.CLASSIFICATION and row.label is not None and row.label.strip().casefold() not in known:
-        raise RowError(f"the label {row.label!r} is none of data.labels ({', '.join(labels[:10])})")
 
 
 def _bear(data: Data, choice: Choice, total: int) -> None:

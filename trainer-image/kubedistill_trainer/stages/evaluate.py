@@ -144,8 +144,10 @@ def notes(run: EvaluateRun, held_out: HeldOut) -> list[str]:
     ]
     if unlabelled:
         said.append("Where a prompt has no label, the teacher's answer counts as the expected one.")
-    if run.generation.filters.require_label_match:
+    if labelled and run.generation.filters.matches_labels(run.task):
         said.append("Prompts that the teacher got wrong are not among them (requireLabelMatch).")
+    if held_out.by.guidance.instruction:
+        said.append("The teacher was told more than the students: how to reason, or how long to write (docs/tasks.md).")
     return said
 
 

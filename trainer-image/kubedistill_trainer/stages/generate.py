@@ -23,6 +23,7 @@ from kubedistill_api.generation import Signal
 from kubedistill_api.identity import digest
 from kubedistill_api.results import GenerateResult
 from kubedistill_api.run import GenerateRun
+from kubedistill_trainer.core.guidance import Guidance
 from kubedistill_trainer.errors import BadData, StageError, Stopped
 from kubedistill_trainer.generation.assembly import Assembler
 from kubedistill_trainer.generation.books import Books, ShardMaker, Tally, check_yield, falls_short
@@ -81,6 +82,11 @@ def sampling_of(run: GenerateRun) -> Sampling:
     return Sampling(generation.temperature, generation.top_p, generation.max_tokens, k)
 
 
+def guidance_of(run: GenerateRun) -> Guidance:
+    """How the run leads its teacher to answers."""
+    return Guidance.of(run.task, run.generation, run.labels)
+
+
 def _plan(run: GenerateRun, context: StageContext) -> list[ShardPlan]:
     rows = {
         split: share_of(read_prompts(context.workspace, run.prepared, split), run.share_from, run.share_to)
@@ -132,7 +138,7 @@ def _generate(
     books = Books(
         mine,
         samples,
-        Wanted(run.task, generation.filters, run.labels, generation.seed),
+        Wanted(run.task, generation.filters, run.labels, generation.seed, guidance_of(run)),
         tools.maker,
         commit,
         ended,
@@ -210,6 +216,7 @@ def _merge(
                 line = {"row_id": row.row_id, "sample": row.sample, "split": row.split, "teacher": row.teacher}
                 line |= {"messages": json.loads(row.messages), "finish_reason": row.finish_reason}
                 line |= {"label": row.label} if row.label else {}
+                line |= {"written": row.written} if row.written else {}
                 accepted_lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             if meta.rejected:
                 rejected_lines.write(workspace.read_bytes(f"{folder}/{meta.rejected}").decode())

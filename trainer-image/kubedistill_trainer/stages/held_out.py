@@ -10,6 +10,7 @@ from pathlib import Path
 from kubedistill_api.run import EvaluateRun
 from kubedistill_trainer.core.batching import Example
 from kubedistill_trainer.core.comparison import Measured, Yardstick, match
+from kubedistill_trainer.core.guidance import Guidance
 from kubedistill_trainer.errors import BadData
 from kubedistill_trainer.evaluation import answering
 from kubedistill_trainer.evaluation.meter import Exam
@@ -50,7 +51,13 @@ def gather(run: EvaluateRun, context: StageContext) -> HeldOut:
     return HeldOut(
         rows=rows,
         asked=asked,
-        by=Yardstick(run.task, run.data.labels, [row.label for row in asked], [row.text for row in asked]),
+        by=Yardstick(
+            run.task,
+            run.data.labels,
+            expected=[row.label for row in asked],
+            teacher=[row.text for row in asked],
+            guidance=Guidance.of(run.task, run.generation, run.data.labels),
+        ),
         exam=Exam(
             examples=examples_of(rows, context.scratch / "held-out"),
             questions=[question(row, run.generation.max_tokens) for row in asked],

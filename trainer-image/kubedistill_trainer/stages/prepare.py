@@ -25,11 +25,12 @@ from kubedistill_api.results import GenerateResult, PrepareResult
 from kubedistill_api.run import PrepareRun
 from kubedistill_api.teachers import ModelRef
 from kubedistill_api.training import OWNED_DEEPSPEED_KEYS
+from kubedistill_trainer.core.guidance import Guidance
 from kubedistill_trainer.core.rows import Row
 from kubedistill_trainer.errors import BadConfiguration, BadData
 from kubedistill_trainer.generation.books import falls_short
 from kubedistill_trainer.models import tokenizer_digest
-from kubedistill_trainer.preparation import choosing, files, looking, report
+from kubedistill_trainer.preparation import choosing, files, labels, looking, report
 from kubedistill_trainer.preparation.choosing import Choice
 from kubedistill_trainer.preparation.expecting import estimate
 from kubedistill_trainer.preparation.looking import Look
@@ -70,7 +71,7 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
     _begin(2, "measuring the prompts", context)
     lengths = _Lengths(student)
     choosing.fit(choice, lengths, _prompt_limit(spec, teachers))
-    notes += _specials(choice, student)
+    notes += labels.check_all(spec, choice.train, choice.valid) + _specials(choice, student)
     _begin(3, "trying the output and the teachers", context)
     _try_output(run)
     _try_external(spec)
@@ -174,12 +175,13 @@ def _looks(spec: DistillationJobSpec, context: StageContext) -> tuple[Look, dict
 
 
 def _prompt_limit(spec: DistillationJobSpec, teachers: Mapping[str, Look]) -> int:
-    """Tokens that leave room for one token in the student and for a whole answer in every teacher.
+    """Tokens that leave room for one token in the student, and for its instruction and a whole answer in every teacher.
 
     Raises:
         BadConfiguration: no prompt at all would leave that room.
     """
     limits = [spec.training.hyperparameters.max_sequence_length - 1]
+    instruction = Guidance.of(spec.task, spec.generation, spec.data.labels).instruction
     for teacher in spec.teachers:
         look = teachers.get(teacher.name)
         asked = teacher.serving.max_model_len if teacher.serving else None
@@ -190,7 +192,8 @@ def _prompt_limit(spec: DistillationJobSpec, teachers: Mapping[str, Look]) -> in
                 f"serving.maxModelLen is {asked}, but {look.ref.uri} takes {look.positions} tokens: write that.",
             )
         if context is not None:
-            limits.append(context - spec.generation.max_tokens)
+            told = len(look.tokenizer.encode(f"\n\n{instruction}")) if look and instruction else 0
+            limits.append(context - spec.generation.max_tokens - told)
     if min(limits) < 1:
         raise BadConfiguration(
             "NoRoomForPrompts",

@@ -25,7 +25,7 @@ from kubedistill_trainer.store.manifests import MANIFEST
 from kubedistill_trainer.store.rows import Split
 from kubedistill_trainer.store.workspace import Workspace
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NO_LOGPROB = -80.0
 """Stands for "no mass"; as in `core.signals`. No -inf is ever in a file."""
 
@@ -46,6 +46,7 @@ _SCHEMA = pa.schema(
         ("topk_logprobs", pa.list_(pa.float16())),
         ("tail_logprob", pa.list_(pa.float32())),
         ("target_logprob", pa.list_(pa.float32())),
+        ("written", pa.string()),
     ]
 )
 
@@ -75,7 +76,7 @@ class AnswerRow:
     messages: str
     """JSON of the whole chat, the teacher's answers included."""
     text: str
-    """The last answer."""
+    """The last answer, as the student learns it."""
     finish_reason: str
     """stop or length."""
     teacher: str
@@ -85,6 +86,8 @@ class AnswerRow:
     """T; true on the teacher's tokens, the one end of each complete answer included."""
     signal: Signal | None = None
     """None: `signal: Text`."""
+    written: str = ""
+    """All that the teacher wrote for the last answer, where the student learns only a part; else empty."""
 
     @property
     def targets(self) -> int:
@@ -179,11 +182,12 @@ def shard_bytes(meta: ShardMeta, rows: Sequence[AnswerRow]) -> bytes:
             "topk_logprobs": _lists([_flat(row, "topk_logprobs_NK") for row in rows], pa.float16()),
             "tail_logprob": _lists([_flat(row, "tail_logprob_N") for row in rows], pa.float32()),
             "target_logprob": _lists([_flat(row, "target_logprob_N") for row in rows], pa.float32()),
+            "written": [row.written for row in rows],
         },
         schema=_SCHEMA,
     ).replace_schema_metadata({_META: meta.model_dump_json()})
     floats = ["topk_logprobs", "tail_logprob", "target_logprob"]
-    texts = ["row_id", "split", "label", "messages", "text", "finish_reason", "teacher"]
+    texts = ["row_id", "split", "label", "messages", "text", "finish_reason", "teacher", "written"]
     sink = io.BytesIO()
     pq.write_table(
         table,
@@ -267,6 +271,7 @@ def _row(columns: dict[str, Any], index: int, k: int) -> AnswerRow:
         input_ids=values("input_ids"),
         target_mask=values("target_mask").astype(np.bool_),
         signal=signal,
+        written=text("written"),
     )
 
 

@@ -1,0 +1,68 @@
+"""Answers side by side: each task's scores read them as the task means them."""
+
+from __future__ import annotations
+
+import pytest
+
+from kubedistill_api.base import Task
+from kubedistill_api.evaluation import Metric
+from kubedistill_api.generation import Reasoning, ReasoningTarget
+from kubedistill_trainer.core.comparison import Match, Measured, Yardstick, compare, match
+from kubedistill_trainer.core.gates import Compared
+from kubedistill_trainer.core.guidance import Guidance
+from kubedistill_trainer.core.scores import Reading
+
+READING = Reading(count=1, negative_log_likelihood=1.0)
+
+
+def yardstick(task: Task, expected: list[str], teacher: list[str], reasoning: Reasoning = Reasoning.NONE) -> Yardstick:
+    guidance = Guidance(task, reasoning, ReasoningTarget.REASONING_AND_ANSWER)
+    return Yardstick(task, ("yes", "no"), expected, teacher, guidance)
+
+
+def number(metric: Metric, by: Yardstick, answers: list[str]) -> Compared:
+    after = Measured(READING, answers)
+    (found, *_) = compare([metric], by, Measured(READING, ["?"] * len(answers)), after, Measured(READING, by.teacher))
+    assert found.metric is metric
+    return found
+
+
+def test_numbers_match_exactly_however_they_are_written():
+    by = yardstick(Task.MATH, ["1000", "3/4", ""], ["It is 1,000.", "0.75", r"\boxed{-2}"])
+    found = number(Metric.EXACT_MATCH, by, ["$1,000.00", "four", "The answer is −2."])
+    assert found.student == pytest.approx(2 / 3)
+    assert (found.baseline, found.teacher) == (0, 1)
+    accuracy = number(Metric.ACCURACY, by, ["$1,000.00", "four", "The answer is −2."])
+    assert accuracy.student == 0.5, "the last question has no label"
+
+
+def test_other_texts_match_as_they_did():
+    by = yardstick(Task.QUESTION_ANSWERING, ["", ""], ["Paris.", "It makes 3"])
+    assert number(Metric.EXACT_MATCH, by, ["paris", "3"]).student == 0.5
+
+
+@pytest.mark.parametrize("metric", [Metric.ACCURACY, Metric.EXACT_MATCH])
+def test_of_a_reasoned_answer_the_answer_is_judged(metric):
+    by = yardstick(
+        Task.CLASSIFICATION,
+        ["yes", "no"],
+        ["No doubt.\nAnswer: yes", "Yes and no.\nAnswer: no"],
+        Reasoning.CHAIN_OF_THOUGHT,
+    )
+    assert number(metric, by, ["No way around it.\nAnswer: Yes.", "no"]).student == 1.0
+    assert number(metric, by, ["No way around it.\nAnswer: no", "yes"]).student == 0.0
+
+
+VERDICTS = {
+    "right-number": (Task.MATH, "1000", "so 1,000", Match.RIGHT),
+    "wrong-number": (Task.MATH, "1000", "so 100", Match.WRONG),
+    "the-teachers-number": (Task.MATH, "", "That is 7.0", Match.SAME),
+    "closer-to-a-reference-summary": (Task.SUMMARIZATION, "The parcel is late", "the parcel was late", Match.CLOSER),
+    "no-closer": (Task.SUMMARIZATION, "The parcel is late", "a lamp", Match.NO_CLOSER),
+    "a-chat-is-never-right-or-wrong": (Task.CONVERSATION, "Hello", "hello!", Match.SAME),
+}
+
+
+@pytest.mark.parametrize(("task", "label", "answer", "verdict"), VERDICTS.values(), ids=VERDICTS)
+def test_an_answer_gets_the_verdict_of_its_task(task, label, answer, verdict):
+    assert match(0, "something else", answer, yardstick(task, [label], ["It is 7"])) is verdict
