@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from kubedistill_trainer.core.quantities import number_in
+
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
 FILES = sorted(path.name for path in DATA.glob("*.jsonl"))
 LABELS = {"billing", "shipping", "technical", "account", "sales"}
@@ -54,6 +56,8 @@ def test_every_row_of_a_file_has_an_expected_shape(name: str) -> None:
         "support-labelled.jsonl": [{"question", "answer"}],
         "support-labelled-valid.jsonl": [{"question", "answer"}],
         "support-qa.jsonl": [{"prompt", "label"}],
+        "support-math.jsonl": [{"question", "answer"}],
+        "support-letters.jsonl": [{"prompt"}],
     }[name]
     assert [row for row in rows(name) if set(row) not in shapes] == []
     assert all(text.strip() == text != "" for row in rows(name) for text in texts(row))
@@ -84,6 +88,10 @@ def test_labels_are_the_five_of_the_desk_and_balanced(name: str) -> None:
     counts = Counter(row["answer"] for row in rows(name))
     assert set(counts) == LABELS
     assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_every_answer_of_the_word_problems_is_a_number() -> None:
+    assert [row for row in rows("support-math.jsonl") if number_in(str(row["answer"])) is None] == []
 
 
 def test_the_letter_of_a_choice_is_one_of_its_options() -> None:

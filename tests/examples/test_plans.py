@@ -1,4 +1,4 @@
-"""The examples that no test runs, since they need eight GPUs or a provider: what the command line says of them.
+"""The examples that no test runs, since they need GPUs or a provider: what the command line says of them.
 
 01 runs in `make demo` and its parts in tests/trainer, 02 on a real cluster (`make demo-cluster`, tests/cluster/e2e).
 """
@@ -125,6 +125,13 @@ def test_an_external_teachers_key_is_a_reference_and_only_where_it_is_used() -> 
         reference = {"secretKeyRef": {"name": "teacher-api", "key": "key"}}
         wanted = [{"name": "KUBEDISTILL_TEACHER_API_KEY", "valueFrom": reference}] if stage == "Generate" else []
         assert keys == wanted, stage
+
+
+def test_the_teacher_of_numbers_is_told_to_reason_and_its_scores_are_those_that_are_learnt() -> None:
+    generation = runs("05")["Generate"]["generation"]
+    assert runs("05")["Generate"]["task"] == "Math"
+    assert (generation["reasoning"], generation["reasoningTarget"]) == ("ChainOfThought", "ReasoningAndAnswer")
+    assert planned("05", "Deployment", "Service") == []
 
 
 def test_no_secret_of_this_machine_is_in_a_plan() -> None:

@@ -173,6 +173,8 @@ def test_summaries_much_longer_than_asked_for_are_rejected(
         run = a_run(teacher.url, task=Task.SUMMARIZATION, summaryWords=5, minYield=0.1)
         result = generate.run(run, context_of(workspace, tmp_path))
     assert reasons(result) == {"TooLong": 1}
+    line = json.loads(workspace.read_bytes("answers/t-1/rejected.jsonl"))
+    assert line["detail"] == "about 5 words were asked for"
 
 
 def test_inference_labels_are_read_from_statements_and_after_thoughts(

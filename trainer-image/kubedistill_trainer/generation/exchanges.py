@@ -130,7 +130,10 @@ class Exchange:
         reason = problem(Answer(outcome.text, outcome.tokens, outcome.complete), asked)
         if reason is None:
             return None
-        detail = f"expected {self.row.label!r}" if reason is Reject.LABEL_MISMATCH else ""
+        detail = {
+            Reject.LABEL_MISMATCH: f"expected {self.row.label!r}",
+            Reject.TOO_LONG: f"about {self.wanted.guidance.words} words were asked for",
+        }.get(reason, "")
         return Rejection(reason, detail if last else f"answer {len(self.answers)} of the chat")
 
 
