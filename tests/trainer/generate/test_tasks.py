@@ -202,6 +202,19 @@ def test_inference_labels_are_read_from_statements_and_after_thoughts(
     assert {row.text for row in train_rows(workspace)} == {"**Neutral**.", "It is neutral."}
 
 
+def test_a_question_with_choices_is_answered_by_a_letter_and_a_free_one_by_its_words(
+    workspace: Workspace, a_run: Run, tmp_path: Path, tiny_folder: Path
+) -> None:
+    said = {"One": "(B) Paris", "Two": "Paris, I think", "Three": "A) Rome", "Four": "paris.", "Five": "Rome"}
+    wanted = {"One": "B", "Two": "B", "Three": "B", "Four": "Paris", "Five": "Paris"}
+    prepare(workspace, tiny_folder, [prompt_row(text, label=label) for text, label in wanted.items()])
+    with TestTeacher(reply=lambda messages: said.get(messages[-1]["content"], "C")) as teacher:
+        run = a_run(teacher.url, task=Task.QUESTION_ANSWERING, filters={"requireLabelMatch": True}, minYield=0.1)
+        result = generate.run(run, context_of(workspace, tmp_path))
+    assert reasons(result) == {"Unparsable": 1, "LabelMismatch": 2}
+    assert {row.text for row in train_rows(workspace)} == {"(B) Paris", "paris."}
+
+
 LENIENT = {"dropTruncated": False, "dropRepetitive": False, "minTokens": 0}
 
 
