@@ -21,6 +21,14 @@ class Format(StrEnum):
     ONNX = "ONNX"
 
 
+class GgufType(StrEnum):
+    """Types of a GGUF file's matrices; everything else in it is in 32 bits."""
+
+    BF16 = "BF16"
+    F16 = "F16"
+    Q8_0 = "Q8_0"
+
+
 class Overwrite(StrEnum):
     """What may be replaced at the output: nothing, or what this same job wrote."""
 
@@ -38,17 +46,14 @@ class Output(Model):
             holds=lambda output: scheme_is(output.uri, STORE_SCHEMES),
             field="uri",
         ),
-        Rule(
-            cel="self.formats.all(format, format in ['Merged', 'Adapter'])",
-            message="GGUF and ONNX are not built yet: write formats: [Merged] or [Merged, Adapter]",
-            holds=lambda output: all(form in (Format.MERGED, Format.ADAPTER) for form in output.formats),
-            field="formats",
-        ),
     )
 
     uri: Uri
     """A folder of the model's own; it must be free."""
     formats: Annotated[list[Format], Field(min_length=1, max_length=4)] = [Format.MERGED]
-    """`Adapter` needs `student.adapter`."""
+    """`Merged`: a folder as Transformers writes it. `Adapter`: in `adapter/`, needs `student.adapter`. `ONNX`: in `onnx/`,
+    a graph with a key-value cache in float32. `GGUF`: one file in `gguf/`, for llama.cpp and what is built on it."""
+    gguf_type: GgufType = GgufType.BF16
+    """Of `GGUF`. `BF16` is what was trained, bit for bit; `F16` for devices without it; `Q8_0` halves the file."""
     overwrite: Overwrite = Overwrite.NEVER
     """`IfOwned`: replace what a job of this name and namespace published there."""
