@@ -51,8 +51,8 @@ class Output(Model):
     uri: Uri
     """A folder of the model's own; it must be free."""
     formats: Annotated[list[Format], Field(min_length=1, max_length=4)] = [Format.MERGED]
-    """`Merged`: a folder as Transformers writes it. `Adapter`: in `adapter/`, needs `student.adapter`. `ONNX`: in `onnx/`,
-    a graph with a key-value cache in float32. `GGUF`: one file in `gguf/`, for llama.cpp and what is built on it."""
+    """`Merged`: a folder as Transformers writes it. `Adapter`: in `adapter/`, needs `student.adapter`. `GGUF`: a
+    file in `gguf/`, for llama.cpp and what is built on it. `ONNX`: in `onnx/`, a float32 graph with a cache."""
     gguf_type: GgufType = GgufType.BF16
     """Of `GGUF`. `BF16` is what was trained, bit for bit; `F16` for devices without it; `Q8_0` halves the file."""
     overwrite: Overwrite = Overwrite.NEVER

@@ -149,7 +149,6 @@ REFUSALS = {
     ),
     "accuracy of summaries": ("evaluation.metrics", ["Accuracy"], "Classification, QuestionAnswering or Math"),
     "objective of tomorrow": ("training.objective.type", "ReverseKL", "not built yet"),
-    "format of tomorrow": ("output.formats", ["GGUF"], "not built yet"),
 }
 
 

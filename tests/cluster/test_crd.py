@@ -139,7 +139,6 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "hidden-states": ({"training.objective.hiddenStates": {"weight": 1}}, "matching of hidden states is not built"),
     "attention": ({"training.objective.attention": {"weight": 1}}, "matching of attention is not built yet"),
     "beta": ({"training.objective.beta": 0.5}, "beta belongs to JensenShannon and SkewKL"),
-    "formats": ({"output.formats": ["GGUF"]}, "GGUF and ONNX are not built yet"),
     "deadlines": (
         {"runPolicy": {"activeDeadlineSeconds": 10, "pendingDeadlineSeconds": 20}},
         "pendingDeadlineSeconds cannot be longer",

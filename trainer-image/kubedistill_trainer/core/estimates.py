@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kubedistill_api.output import Format, GgufType
 from kubedistill_api.training import Precision
 from kubedistill_trainer.core.chunked import CHUNK_BYTES
 from kubedistill_trainer.core.pruning import decoder_layers
@@ -12,6 +14,8 @@ from kubedistill_trainer.core.pruning import decoder_layers
 GIB = 2**30
 RUNTIME_BYTES = 2 * GIB
 """CUDA context, communication buffers and fragmentation of one process on a GPU; measured 1 to 2 GiB."""
+PUBLISH_BYTES = GIB
+"""The program of Publish with torch; measured 0.9 GiB."""
 TRAINING_FLOPS = 140e12
 """What a GPU of the A100/H100 class gives in training at an ordinary utilisation of 35-40 % (A100: 312e12 peak)."""
 GENERATION_FLOPS = 30e12
@@ -75,6 +79,21 @@ def teacher_bytes(shape: ModelShape, context: int, devices: int, bytes_per_param
 def kv_cache_bytes(shape: ModelShape, tokens: int, bytes_per_value: int = 2) -> int:
     """Keys and values of `tokens` tokens: 2 x layers x key-value heads x head size each."""
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * bytes_per_value
+
+
+def published_bytes(shape: ModelShape, form: Format, gguf_type: GgufType) -> int:
+    """Of a model's weights in a format: in bfloat16, ONNX in float32, Q8_0 in blocks of 32 with a scale in 16 bits."""
+    bits = 32.0 if form is Format.ONNX else 16.0
+    if form is Format.GGUF and gguf_type is GgufType.Q8_0:
+        bits = 8.5
+    return round(shape.parameters * bits / 8)
+
+
+def publishing_bytes(shape: ModelShape, formats: Collection[Format]) -> int:
+    """Memory of Publish: none for the weights where files are only copied; else what the checks load (measured with
+    SmolLM2-135M, see docs/formats.md)."""
+    per_parameter = {Format.GGUF: 7, Format.ONNX: 11}
+    return PUBLISH_BYTES + shape.parameters * max(per_parameter.get(form, 0) for form in formats)
 
 
 def student_bytes(shape: ModelShape, plan: TrainingPlan) -> int:

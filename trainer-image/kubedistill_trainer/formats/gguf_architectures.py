@@ -52,7 +52,9 @@ def objection(config: Any) -> str:
             return f"its configuration says {name}: {value}, which llama.cpp's {config.model_type} does not know"
     rope = rope_type(config)
     if rope not in known.rope_types:
-        return f"its positions are of type {rope!r}, and for a {config.model_type} only {known.rope_types} can be written"
+        return (
+            f"its positions are of type {rope!r}, and for a {config.model_type} only {known.rope_types} can be written"
+        )
     return ""
 
 
@@ -94,7 +96,8 @@ def frequency_factors(config: Any) -> NDArray[np.float32] | None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     stretched, _ = ROPE_INIT_FUNCTIONS[rope_type(config)](config, "cpu")
-    return (plain_frequencies(config) / stretched.double().numpy()).astype(np.float32)
+    factors: NDArray[np.float32] = (plain_frequencies(config) / stretched.double().numpy()).astype(np.float32)
+    return factors
 
 
 def plain_frequencies(config: Any) -> NDArray[np.float64]:

@@ -5,8 +5,10 @@ It is written one tensor at a time, so that the largest tensor decides what memo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def write(model: Path, target: Path, name: str, kind: GgufType) -> None:
     """Write the model of a folder to a file. The same folder gives the same bytes.
 
     Raises:
-        NotTheModel: the folder holds a weight that has no name in GGUF.
+        NotTheModel: the folder holds a weight that has no name in GGUF, or a value that its type cannot hold.
     """
     from transformers import AutoConfig
 
@@ -51,27 +53,30 @@ def write(model: Path, target: Path, name: str, kind: GgufType) -> None:
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     names = _names(config, weights)
-    writer = begin(target, name, config, load_tokenizer(model))
-    writer.add_file_type(_FILE_TYPES[kind])
     factors = gguf_architectures.frequency_factors(config)
-    if factors is not None:
-        writer.add_tensor_info(FREQUENCIES, factors.shape, factors.dtype, factors.nbytes)
-    for key, file in weights.items():
-        shape = _shape(file, key)
-        stored = stored_type(kind, shape)
-        writer.add_tensor_info(names[key], shape, np.dtype(np.float32), _bytes(shape, stored), raw_dtype=stored)
-    writer.write_header_to_file(target)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    if factors is not None:
-        writer.write_tensor_data(factors)
-    for key, file in weights.items():
-        rows = arranged(key, _read(file, key).float().numpy(), config)
-        stored = stored_type(kind, rows.shape)
-        if stored is GGMLQuantizationType.F16 and float(np.abs(rows).max()) > np.finfo(np.float16).max:
-            raise NotTheModel(f"{key} has values that F16 cannot hold; BF16 can")
-        writer.write_tensor_data(quantize(rows, stored))
-    writer.close()
+    with closing(begin(target, name, config, load_tokenizer(model))) as writer:
+        writer.add_file_type(_FILE_TYPES[kind])
+        if factors is not None:
+            writer.add_tensor_info(FREQUENCIES, factors.shape, factors.dtype, factors.nbytes)
+        for key, file in weights.items():
+            shape = _shape(file, key)
+            stored = stored_type(kind, shape)
+            writer.add_tensor_info(names[key], shape, np.dtype(np.float32), _bytes(shape, stored), raw_dtype=stored)
+        writer.write_header_to_file(target)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(factors)
+        for key, file in weights.items():
+            writer.write_tensor_data(_stored(key, arranged(key, _read(file, key).float().numpy(), config), kind))
+
+
+def rehearse(target: Path, config: Any, tokenizer: Any) -> None:
+    """Write a file without weights and read its tokenizer back. Raises NotTheModel if it is another."""
+    with closing(begin(target, "rehearsal", config, tokenizer)) as writer:
+        writer.write_header_to_file(target)
+        writer.write_kv_data_to_file()
+    verify_vocabulary(target, tokenizer)
 
 
 def begin(target: Path, name: str, config: Any, tokenizer: Any) -> GGUFWriter:
@@ -92,6 +97,14 @@ def stored_type(kind: GgufType, shape: Sequence[int]) -> GGMLQuantizationType:
     return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16
 
 
+def _stored(key: str, rows: NDArray[np.float32], kind: GgufType) -> NDArray[Any]:
+    stored = stored_type(kind, rows.shape)
+    if stored is GGMLQuantizationType.F16 and np.abs(rows).max() > float(np.finfo(np.float16).max):
+        raise NotTheModel(f"{key} has values that F16 cannot hold; BF16 can")
+    data: NDArray[Any] = quantize(rows, stored)
+    return data
+
+
 def arranged(key: str, rows: NDArray[np.float32], config: Any) -> NDArray[np.float32]:
     """A weight in the order of rows that llama.cpp expects."""
     found = re.search(r"\.(q|k)_proj\.", key)
@@ -105,7 +118,8 @@ def verify(model: Path, file: Path, kind: GgufType, texts: Sequence[Sequence[int
     """Load a file as a user of Transformers would, and hold it against the model that it was written from.
 
     1. The tokenizer gives the same ids, under llama.cpp's rule. 2. Every weight is the model's, as closely as its type
-    allows. 3. The logits of `texts` (token ids) are. Takes the memory of two models in bfloat16, and not more than that.
+    allows. 3. The logits of `texts` (token ids) are. Takes the memory of the model in bfloat16 three times, one of them
+    pages of files.
 
     Raises:
         NotTheModel: something differs.
@@ -131,7 +145,7 @@ def verify_vocabulary(file: Path, tokenizer: Any, more: Sequence[str] = ()) -> N
     from transformers import AutoTokenizer
 
     read = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    rule = str(GGUFReader(file).get_field("tokenizer.ggml.pre").contents())  # type: ignore[union-attr]
+    rule = str(GGUFReader(file).get_field("tokenizer.ggml.pre").contents())
     backend = read.backend_tokenizer
     backend.pre_tokenizer = gguf_vocabulary.splitter_of(rule)
     backend.model.ignore_merges = gguf_vocabulary.RULES[rule].whole_words_first
@@ -180,7 +194,7 @@ def _load(file: Path) -> Any:
     config = AutoConfig.from_pretrained(**where)
     reader = GGUFReader(file)
     field = reader.get_field(f"{config.model_type}.attention.key_length")
-    config.head_dim = int(field.contents())  # type: ignore[union-attr]  # Transformers reads it for some families only
+    config.head_dim = int(field.contents())  # Transformers reads it for some families only
     plain = GgufConfig(dequantize=True)
     loaded = AutoModelForCausalLM.from_pretrained(
         **where, config=config, dtype=torch.bfloat16, quantization_config=plain
@@ -225,4 +239,4 @@ def _shape(file: Path, key: str) -> tuple[int, ...]:
 
 def _bytes(shape: Sequence[int], stored: GGMLQuantizationType) -> int:
     block, size = GGML_QUANT_SIZES[stored]
-    return int(np.prod(shape)) // block * size
+    return math.prod(shape) // int(block) * int(size)

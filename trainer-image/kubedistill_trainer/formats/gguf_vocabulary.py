@@ -1,8 +1,8 @@
 """A tokenizer as a GGUF file holds it: byte-level BPE, and the name of the rule that splits a text before it is merged.
 
-A GGUF file does not hold that rule, only a name, and llama.cpp has the rule in its code. A wrong name gives a model that
-answers, and answers worse. So the name is not guessed from the family: a tokenizer gets a name if it splits texts as
-llama.cpp does under it, tried on texts that tell the rules apart.
+A GGUF file does not hold that rule, only a name, and llama.cpp has the rule in its code. A wrong name gives a model
+that answers, and answers worse. So the name is not guessed from the family: a tokenizer gets a name if it splits texts
+as llama.cpp does under it, tried on texts that tell the rules apart.
 """
 
 from __future__ import annotations

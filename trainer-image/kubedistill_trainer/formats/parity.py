@@ -52,8 +52,9 @@ class Parity:
 
     def __str__(self) -> str:
         return (
-            f"at {self.positions} positions of held-out prompts the likeliest token is the same at {self.same_top}, logits "
-            f"differ by at most {self.largest:.2g} (their spread is {self.spread:.2g}), KL {self.divergence:.2g} nats"
+            f"the likeliest token is the same at {self.same_top} of {self.positions} positions of held-out prompts, "
+            f"logits differ by at most {self.largest:.2g} (their spread is {self.spread:.2g}), KL "
+            f"{self.divergence:.2g} nats"
         )
 
 

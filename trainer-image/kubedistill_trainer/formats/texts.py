@@ -12,6 +12,13 @@ HARD_TEXTS = (
     "https://example.org/path?query=1&x=%20#top user@example.com C:\\temp\\new",
     "\"quoted\" 'single' `code` ... --- *** ___ ~~~ <tag attr='v'/> {json: [1, 2]}",
     "A\u00a0non-breaking space, a zero\u200bwidth one, and a line\u2028separator",
-    "x", " ", "\n", "", "'s", "!!!!", "100", " 7",
+    "x",
+    " ",
+    "\n",
+    "",
+    "'s",
+    "!!!!",
+    "100",
+    " 7",
 )
 """Contractions, runs of digits, white space of all kinds, scripts without spaces, marks that combine, symbols."""

@@ -27,6 +27,8 @@ class Look:
     """`teacher:<name>` or `student`."""
     ref: ModelRef
     folder: Path
+    config: Any
+    """Its configuration, as Transformers reads it."""
     shape: ModelShape
     positions: int | None
     """Tokens of context that the model was made for; None: it does not say."""
@@ -60,6 +62,7 @@ def look(role: str, ref: ModelRef, context: StageContext) -> Look:
         role=role,
         ref=ref,
         folder=folder,
+        config=config,
         shape=shape,
         positions=getattr(config.get_text_config(), "max_position_embeddings", None),
         size_bytes=_size(ref, shape),

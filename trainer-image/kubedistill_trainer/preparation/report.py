@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kubedistill_api.status import Estimate, ResolvedModel
 from kubedistill_trainer.preparation.choosing import Choice
@@ -11,10 +12,20 @@ from kubedistill_trainer.preparation.choosing import Choice
 BROKEN_SHOWN = 50
 
 
-def render(
-    choice: Choice, lengths: Sequence[int], estimate: Estimate, models: Sequence[ResolvedModel], notes: Sequence[str]
-) -> str:
+@dataclass(frozen=True)
+class Facts:
+    """What is known beside the rows."""
+
+    estimate: Estimate
+    published: Sequence[tuple[str, int]]
+    """What of the output, and its bytes."""
+    models: Sequence[ResolvedModel]
+    notes: Sequence[str]
+
+
+def render(choice: Choice, lengths: Sequence[int], facts: Facts) -> str:
     """Markdown. `lengths` are the tokens of the training prompts."""
+    estimate, notes = facts.estimate, facts.notes
     left_out = [f"| left out: {reason} | {count} |" for reason, count in choice.dropped.items() if count]
     labels = Counter(row.label for row in (*choice.train, *choice.valid) if row.label)
     parts = [
@@ -28,9 +39,11 @@ def render(
         f"| tokens to generate, at most | {estimate.tokens_to_generate:,} |",
         f"| memory of each teacher device | {estimate.teacher_memory_bytes / 2**30:.1f} GiB |",
         f"| memory of each training device | {estimate.student_memory_bytes / 2**30:.1f} GiB |",
-        f"| GPU-hours | {estimate.gpu_hours} |\n",
+        f"| GPU-hours | {estimate.gpu_hours} |",
+        *(f"| {what} | {size / 2**30:.2f} GiB |" for what, size in facts.published),
+        "",
         "| Model | Parameters | Revision |\n|---|---|---|",
-        *(f"| {m.role}: {m.uri} | {m.parameters:,} | {m.revision[:19]} |" for m in models),
+        *(f"| {m.role}: {m.uri} | {m.parameters:,} | {m.revision[:19]} |" for m in facts.models),
     ]
     if labels and len(labels) <= 50:
         parts += ["\n| Label | Rows |\n|---|---|", *(f"| {label} | {count} |" for label, count in labels.most_common())]

@@ -27,6 +27,8 @@ class ModelCard:
     uri: str
     """Where the model is published."""
     formats: Sequence[str]
+    gguf: str
+    """The name of the GGUF file, if that is among the formats."""
     card: Scorecard
     origin: Origin
 

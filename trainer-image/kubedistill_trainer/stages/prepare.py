@@ -30,7 +30,7 @@ from kubedistill_trainer.core.rows import Row
 from kubedistill_trainer.errors import BadConfiguration, BadData
 from kubedistill_trainer.generation.books import falls_short
 from kubedistill_trainer.models import tokenizer_digest
-from kubedistill_trainer.preparation import choosing, files, labels, looking, report
+from kubedistill_trainer.preparation import choosing, files, labels, looking, rehearsing, report
 from kubedistill_trainer.preparation.choosing import Choice
 from kubedistill_trainer.preparation.expecting import estimate
 from kubedistill_trainer.preparation.looking import Look
@@ -48,9 +48,9 @@ WARNINGS = 5
 def run(run: PrepareRun, context: StageContext) -> PrepareResult:
     """Prepare the job.
 
-    1. Refuse what the image cannot do. 2. Read the data whole. 3. Choose rows and split them. 4. Look at the models.
-    5. Leave out what is too long. 6. Estimate. 7. Try the output and external teachers. 8. Commit, and say which
-    answers are there already.
+    1. Refuse what the image cannot do. 2. Read the data whole. 3. Choose rows and split them. 4. Look at the models,
+    and rehearse the formats of the output. 5. Leave out what is too long. 6. Estimate. 7. Try the output and external
+    teachers. 8. Commit, and say which answers are there already.
 
     Raises:
         BadConfiguration, BadData, NotFound: with a sentence that says what to write instead.
@@ -68,6 +68,7 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
     notes = train.notes + (valid.notes if valid else []) + looking.settle_templates(spec, student, teachers)
     if spec.generation.signal is Signal.TOP_K:
         looking.check_tokens(student, teachers)
+    rehearsing.check_formats(spec.output, student, context)
     _begin(2, "measuring the prompts", context)
     lengths = _Lengths(student)
     choosing.fit(choice, lengths, _prompt_limit(spec, teachers))
@@ -78,7 +79,8 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
     _begin(4, "writing", context)
     expected = estimate(spec, student, teachers, [lengths(row) for row in choice.train], len(choice.valid))
     models = [look.resolved for look in (*teachers.values(), student)]
-    text = report.render(choice, [lengths(row) for row in choice.train], expected, models, notes)
+    facts = report.Facts(expected, rehearsing.published(spec, student), models, notes)
+    text = report.render(choice, [lengths(row) for row in choice.train], facts)
     output_digest = _digest(choice, student, teachers)
     result = PrepareResult(
         input_digest=run.input_digest,
