@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from teaching.work import context_of
+from toys.families import save
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from kubedistill_api.base import Stage
 from kubedistill_api.digests import generate_digest
@@ -223,6 +225,12 @@ FAILURES: dict[str, tuple[bytes, dict[str, Any], int, list[str]]] = {
         64,
         ["no room for a prompt"],
     ),
+    "a format that its tokenizer cannot have": (
+        jsonl(LINES),
+        {"output": {"formats": ["Merged", "GGUF"]}},
+        64,
+        ["cannot be published as GGUF: its tokenizer merges nothing", "Leave GGUF out of output.formats"],
+    ),
     "no room for a prompt": (jsonl(LINES), {"generation": {"maxTokens": 600}}, 64, ["no room for a prompt"]),
 }
 
@@ -283,3 +291,27 @@ def test_equal_sizes_with_other_tokens_are_not_one_tokenizer(
     result = tried(student={"model": {"uri": f"file://{other}"}, "prunedFrom": None}, generation={"signal": "TopK"})
     assert (result.exit_code, result.reason) == (64, "TokenizersDiffer")
     assert "signal: Text" in result.message
+
+
+def test_formats_are_rehearsed_and_their_sizes_told(tried: Callable[..., Any], tmp_path: Path) -> None:
+    student = {"model": {"uri": save("llama", tmp_path / "student").as_uri()}, "prunedFrom": None}
+    result = tried(student=student, output={"formats": ["Merged", "GGUF"]})
+    assert isinstance(result, PrepareResult), result
+    report = (tmp_path / "workspace" / result.report).read_text()
+    assert "| size as GGUF | 0.00 GiB |" in report
+    assert "| memory of Publish | 1.00 GiB |" in report
+    assert list((tmp_path / "scratch").rglob("*.gguf")) == []
+
+
+@pytest.mark.slow
+def test_a_format_that_torch_cannot_write_is_refused_before_anything_dear(
+    tried: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
+    folder = save("llama", tmp_path / "student")
+    shape = Lfm2Config(vocab_size=520, hidden_size=32, intermediate_size=64, num_hidden_layers=2, **config)
+    Lfm2ForCausalLM(shape).save_pretrained(folder)
+    student = {"model": {"uri": folder.as_uri()}, "prunedFrom": None}
+    result = tried(student=student, output={"formats": ["ONNX"]})
+    assert (result.exit_code, result.reason) == (64, "FormatImpossible")
+    assert "cannot be published as ONNX: torch cannot export a 'lfm2'" in result.message

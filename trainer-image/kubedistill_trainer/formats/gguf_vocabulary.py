@@ -54,6 +54,8 @@ def objection(tokenizer: Any) -> str:
     model, normalizer = state["model"], state["normalizer"]
     if model["type"] != "BPE" or model.get("byte_fallback") or (state["decoder"] or {}).get("type") != "ByteLevel":
         return "its tokenizer is no byte-level BPE (SentencePiece cannot be written)"
+    if not model["merges"]:
+        return "its tokenizer merges nothing"
     if normalizer is not None and normalizer["type"] != "NFC":
         return f"its tokenizer changes texts first ({normalizer['type']}), which llama.cpp does not"
     for token in state["added_tokens"]:

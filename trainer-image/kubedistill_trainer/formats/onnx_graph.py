@@ -57,8 +57,7 @@ def objection(config: Any) -> str:
     try:
         _export(prune(model, range(min(2, config.num_hidden_layers))).eval(), optimize=False)
     except (torch.onnx.OnnxExporterError, NotTheModel) as error:
-        text = " ".join(str(error.__cause__ or error).split())[:300]
-        return f"torch cannot export a {config.model_type!r}: {text}"
+        return f"torch cannot export a {config.model_type!r}: {_cause(error)}"
     return ""
 
 
@@ -72,8 +71,7 @@ def write(model: Path, target: Path) -> None:
     try:
         graph = _export(load_model(model, torch.float32))
     except torch.onnx.OnnxExporterError as error:
-        text = " ".join(str(error.__cause__ or error).split())[:300]
-        raise NotTheModel(f"torch cannot export it: {text}") from error
+        raise NotTheModel(f"torch cannot export it: {_cause(error)}") from error
     target.mkdir(parents=True)
     onnx_ir.save(_anonymous(graph), target / GRAPH, external_data=WEIGHTS)
     for file in sorted(model.iterdir()):
@@ -102,6 +100,12 @@ def verify(model: Path, folder: Path, texts: Sequence[Sequence[int]]) -> Parity:
     parity = compare([*ours, *ours], _answers(session, texts))
     check(parity, EXACT)
     return parity
+
+
+def _cause(error: Exception) -> str:
+    """In one line: what torch says about how it tried is long."""
+    cause = error if isinstance(error, NotTheModel) else error.__cause__ or error
+    return " ".join(str(cause).split())[:300]
 
 
 class _Graph(nn.Module):
@@ -160,7 +164,7 @@ def _tensors(cache: Any) -> list[Tensor]:
     try:
         return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     except AttributeError as error:
-        raise NotTheModel("its cache is none of keys and values") from error
+        raise NotTheModel("its cache is not one of keys and values") from error
 
 
 def _anonymous(graph: onnx_ir.Model) -> onnx_ir.Model:
