@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from kubedistill_api.output import Format, GgufType
 from kubedistill_api.training import Precision
 from kubedistill_trainer.core.estimates import (
     GIB,
@@ -18,6 +19,8 @@ from kubedistill_trainer.core.estimates import (
     generation_gpu_hours,
     kv_cache_bytes,
     model_state_bytes,
+    published_bytes,
+    publishing_bytes,
     student_bytes,
     teacher_bytes,
     tokens_to_generate,
@@ -109,3 +112,30 @@ def test_hours_grow_with_tokens_and_with_computing_twice():
     assert training_gpu_hours(LLAMA_8B, 10**9, gradient_checkpointing=False) == pytest.approx(95.6, rel=0.01)
     assert training_gpu_hours(LLAMA_8B, 10**9, gradient_checkpointing=True) == pytest.approx(127.5, rel=0.01)
     assert generation_gpu_hours(LLAMA_8B, 10**9) == pytest.approx(148.7, rel=0.01)
+
+
+SMOLLM2_135M = replace(LLAMA_8B, parameters=134_515_008)
+
+
+@pytest.mark.parametrize(
+    ("form", "gguf_type", "measured"),
+    [
+        (Format.GGUF, GgufType.BF16, 270_885_792),
+        (Format.GGUF, GgufType.Q8_0, 144_810_912),
+        (Format.ONNX, GgufType.BF16, 538_060_032 + 326_353),
+    ],
+)
+def test_files_are_as_large_as_their_weights(form: Format, gguf_type: GgufType, measured: int) -> None:
+    """Measured with SmolLM2-135M; a GGUF file has the tokenizer in it, too."""
+    assert published_bytes(SMOLLM2_135M, form, gguf_type) == pytest.approx(measured, rel=0.015)
+
+
+@pytest.mark.parametrize(("form", "peak_mebibytes"), [(Format.GGUF, 1669), (Format.ONNX, 2303)])
+def test_publishing_needs_what_was_measured_and_hardly_more(form: Format, peak_mebibytes: int) -> None:
+    assert 1.0 <= publishing_bytes(SMOLLM2_135M, [Format.MERGED, form]) / (peak_mebibytes * 2**20) <= 1.2
+
+
+def test_copying_needs_no_memory_for_weights() -> None:
+    assert publishing_bytes(SMOLLM2_135M, [Format.MERGED, Format.ADAPTER]) == publishing_bytes(
+        LLAMA_8B, [Format.MERGED, Format.ADAPTER]
+    )
