@@ -43,7 +43,7 @@ def test_it_answers_as_torch_does_padded_and_with_its_cache(
     assert parity.largest < 1e-3
 
 
-def test_its_names_are_those_that_runtimes_know(exported: Callable[[str], Path]) -> None:
+def test_its_names_are_those_of_optimum(exported: Callable[[str], Path]) -> None:
     graph = onnx.load(exported("llama") / "model.onnx", load_external_data=False).graph
     shapes = {
         one.name: [axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim]

@@ -1,6 +1,6 @@
 """A model as an ONNX graph with a key-value cache, by torch's own exporter, and the same graph run.
 
-Names and shapes are those that Optimum, Transformers.js and ONNX Runtime's own generators expect:
+Names and shapes follow Optimum's, which other runtimes read, too:
 
     input_ids, position_ids   [batch, sequence]
     attention_mask            [batch, past_sequence + sequence], 0 where a prompt is padded, on the left
