@@ -10,7 +10,7 @@ from pydantic import Field
 from kubedistill_api.base import DNS_LABEL, GROUP, KIND, VERSION, Model, Task, Tolerant
 from kubedistill_api.data import Data
 from kubedistill_api.evaluation import TIMED, Evaluation, Gate, GateOf, Metric
-from kubedistill_api.generation import Generation, Signal
+from kubedistill_api.generation import Generation, Signal, Tail
 from kubedistill_api.output import Format, Output
 from kubedistill_api.placement import Credentials, RunPolicy, Scheduling, StageTemplate, Workspace
 from kubedistill_api.rules import Rule
@@ -56,6 +56,15 @@ class DistillationJobSpec(Model):
                 spec.training.objective.type is ObjectiveType.CROSS_ENTROPY or spec.generation.signal is Signal.TOP_K
             ),
             field="generation.signal",
+        ),
+        Rule(
+            cel="self.generation.tail != 'Sampled' || self.training.objective.type != 'ReverseKL'",
+            message="ReverseKL takes the tail as one class, since a token that the teacher sampled tells too little of "
+            "those that the student would choose: write generation.tail: Bucket or Auto",
+            holds=lambda spec: (
+                spec.generation.tail is not Tail.SAMPLED or spec.training.objective.type is not ObjectiveType.REVERSE_KL
+            ),
+            field="generation.tail",
         ),
         Rule(
             cel="self.generation.signal != 'TopK' || self.teachers.all(teacher, !has(teacher.external) || "

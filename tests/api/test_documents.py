@@ -120,7 +120,10 @@ REFUSALS = {
         [gate("Throughput", "Change")],
         "spec.evaluation.gates[0].of: this gate could never be measured",
     ),
-    "objective of tomorrow": ("training.objective.type", "ReverseKL", "not built yet"),
+    "reverse divergence without scores": ("training.objective.type", "ReverseKL", "needs generation.signal: TopK"),
+    "hidden states of tomorrow": ("training.objective.hiddenStates", {}, "not built yet"),
+    "a mixture where there is none": ("training.objective", {"type": "ForwardKL", "beta": 0.5}, "beta belongs to"),
+    "a mixture of one": ("training.objective", {"type": "SkewKL", "beta": 1}, "less than 1"),
     "format of tomorrow": ("output.formats", ["GGUF"], "not built yet"),
 }
 
@@ -136,6 +139,24 @@ SOUND = {
     "the teacher alone is enough": {"compareWith": ["Teacher"], "gates": [gate("ROUGE", "RetainedShare")]},
     "neither is needed": {"compareWith": [], "gates": [gate("ROUGE"), gate("Latency")]},
 }
+
+
+@pytest.mark.parametrize("type_", ["ReverseKL", "ForwardKL", "JensenShannon", "SkewKL"])
+@pytest.mark.parametrize("tail", ["Auto", "Bucket", "Sampled"])
+def test_only_reverse_kl_cannot_use_the_sampled_token(type_: str, tail: str) -> None:
+    document = changed("training.objective.type", type_)
+    document["spec"]["generation"] = {"signal": "TopK", "tail": tail}
+    if (type_, tail) == ("ReverseKL", "Sampled"):
+        assert any("spec.generation.tail: ReverseKL takes the tail as one class" in line for line in problems(document))
+    else:
+        assert parse_job(document).spec.training.objective.type == type_
+
+
+@pytest.mark.parametrize(("objective", "share"), [({}, 0.5), ({"beta": 0.9}, 0.9), ({"type": "SkewKL"}, 0.1)])
+def test_the_share_of_the_mixture_depends_on_the_divergence(objective: dict[str, Any], share: float) -> None:
+    document = changed("training.objective", {"type": "JensenShannon", **objective})
+    document["spec"]["generation"] = {"signal": "TopK"}
+    assert parse_job(document).spec.training.objective.teacher_share == share
 
 
 @pytest.mark.parametrize("evaluation", SOUND.values(), ids=SOUND.keys())

@@ -113,9 +113,9 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "sampled-tail": ({"generation": {"tail": "Sampled", "temperature": 0.7}}, "tail: Sampled is unbiased only"),
     "reasoning": ({"generation": {"reasoning": "ChainOfThought"}}, "reasoning is not built yet"),
-    "objective": (
-        {"generation": {"signal": "TopK"}, "training.objective.type": "ReverseKL"},
-        "this objective is not built yet",
+    "sampled-reverse": (
+        {"generation": {"signal": "TopK", "tail": "Sampled"}, "training.objective.type": "ReverseKL"},
+        "ReverseKL takes the tail as one class",
     ),
     "hidden-states": ({"training.objective.hiddenStates": {"weight": 1}}, "matching of hidden states is not built"),
     "attention": ({"training.objective.attention": {"weight": 1}}, "matching of attention is not built yet"),

@@ -60,6 +60,11 @@ def test_every_line_is_there_for_a_pruned_student() -> None:
     assert lines["Digest of the spec"] == "sha256:spec"
 
 
+def test_a_mixture_is_told_with_its_share() -> None:
+    training = Training(objective=Objective(type=ObjectiveType.SKEW_KL))
+    assert dict(lineage(an_origin(training=training)))["Training"].startswith("SkewKL (weight 0.75, beta 0.1), ")
+
+
 def test_a_revision_that_was_not_resolved_is_the_one_that_was_asked_for() -> None:
     unresolved = an_origin(prepare=an_origin().prepare.model_copy(update={"models": []}))
     assert dict(lineage(unresolved))["Teacher"] == "big: hf://acme/big, revision main"
