@@ -67,6 +67,21 @@ class DistillationJobSpec(Model):
             field="generation.tail",
         ),
         Rule(
+            cel="!(has(self.training.objective.hiddenStates) || has(self.training.objective.attention)) || "
+            "(self.generation.signal == 'TopK' && size(self.teachers) == 1 && !has(self.teachers[0].external))",
+            message="hiddenStates and attention need one teacher whose weights are at hand and whose tokens are the "
+            "student's: write a single teacher with serving or batch, and generation.signal: TopK",
+            holds=lambda spec: (
+                not spec.training.objective.looks_inside
+                or (
+                    spec.generation.signal is Signal.TOP_K
+                    and len(spec.teachers) == 1
+                    and spec.teachers[0].external is None
+                )
+            ),
+            field="training.objective",
+        ),
+        Rule(
             cel="self.generation.signal != 'TopK' || self.teachers.all(teacher, !has(teacher.external) || "
             "self.generation.topK <= 20)",
             message="an external teacher gives at most 20 logprobs a token: write generation.topK: 20 or less, or "

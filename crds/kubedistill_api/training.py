@@ -33,37 +33,25 @@ class HiddenLayers(StrEnum):
 
 
 class HiddenStates(Model):
-    """Match hidden states through a learned projection."""
+    """Match hidden states through a learned projection, one for each pair of layers: 1 - cos, a mean over pairs."""
 
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Weight of this term."""
+    """Of this term; it is added to the loss."""
     layers: HiddenLayers = HiddenLayers.LAST
-    """Pairs of layers."""
+    """`Last`: the last layers; `EvenlySpaced`: also a quarter, a half and three quarters of the way."""
 
 
 class Attention(Model):
-    """Match attention relations."""
+    """Match attention relations of the last layers (MiniLMv2): KL, a mean over queries, keys, values and heads."""
 
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Weight of this term."""
+    """Of this term; it is added to the loss."""
 
 
 class Objective(Model):
     """The loss."""
 
     rules: ClassVar = (
-        Rule(
-            cel="!has(self.hiddenStates)",
-            message="matching of hidden states is not built yet: leave hiddenStates out",
-            holds=lambda objective: objective.hidden_states is None,
-            field="hiddenStates",
-        ),
-        Rule(
-            cel="!has(self.attention)",
-            message="matching of attention is not built yet: leave attention out",
-            holds=lambda objective: objective.attention is None,
-            field="attention",
-        ),
         Rule(
             cel="!has(self.beta) || self.type in ['JensenShannon', 'SkewKL']",
             message="beta belongs to JensenShannon and SkewKL: leave it out, or write one of these as type",
@@ -79,9 +67,14 @@ class Objective(Model):
     beta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """JensenShannon and SkewKL: the teacher's share in the mixture that is compared with; absent: 0.5 and 0.1."""
     hidden_states: HiddenStates | None = None
-    """Match hidden states as well."""
+    """Match hidden states as well; the teacher's weights stand beside the student, whole on every device."""
     attention: Attention | None = None
-    """Match attention relations as well."""
+    """Match attention relations as well; the teacher's weights stand beside the student here, too."""
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether the teacher's weights are needed beside the student."""
+        return self.hidden_states is not None or self.attention is not None
 
     @property
     def teacher_share(self) -> float:

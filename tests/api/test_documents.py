@@ -121,7 +121,8 @@ REFUSALS = {
         "spec.evaluation.gates[0].of: this gate could never be measured",
     ),
     "reverse divergence without scores": ("training.objective.type", "ReverseKL", "needs generation.signal: TopK"),
-    "hidden states of tomorrow": ("training.objective.hiddenStates", {}, "not built yet"),
+    "hidden states without scores": ("training.objective.hiddenStates", {}, "hiddenStates and attention need one"),
+    "attention without scores": ("training.objective.attention", {}, "write a single teacher with serving or batch"),
     "a mixture where there is none": ("training.objective", {"type": "ForwardKL", "beta": 0.5}, "beta belongs to"),
     "a mixture of one": ("training.objective", {"type": "SkewKL", "beta": 1}, "less than 1"),
     "format of tomorrow": ("output.formats", ["GGUF"], "not built yet"),
@@ -150,6 +151,21 @@ def test_only_reverse_kl_cannot_use_the_sampled_token(type_: str, tail: str) -> 
         assert any("spec.generation.tail: ReverseKL takes the tail as one class" in line for line in problems(document))
     else:
         assert parse_job(document).spec.training.objective.type == type_
+
+
+ONE = {"name": "big", "model": {"uri": "hf://owner/big"}, "serving": {}}
+AFAR = {"url": "https://api.example/v1", "model": "m", "termsAccepted": True}
+
+
+@pytest.mark.parametrize("inside", [{"hiddenStates": {}}, {"attention": {}}], ids=["hidden states", "attention"])
+def test_the_inside_of_one_teacher_at_hand_can_be_matched(inside: dict[str, Any]) -> None:
+    document = changed("training.objective", inside)
+    document["spec"]["generation"] = {"signal": "TopK", "topK": 20}
+    assert parse_job(document).spec.training.objective.looks_inside
+    afar = {"name": "big", "model": ONE["model"], "external": AFAR}
+    for teachers in ([ONE, {**ONE, "name": "other"}], [afar]):
+        document["spec"]["teachers"] = teachers
+        assert any("spec.training.objective: hiddenStates and attention" in line for line in problems(document))
 
 
 @pytest.mark.parametrize(("objective", "share"), [({}, 0.5), ({"beta": 0.9}, 0.9), ({"type": "SkewKL"}, 0.1)])

@@ -117,8 +117,15 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"generation": {"signal": "TopK", "tail": "Sampled"}, "training.objective.type": "ReverseKL"},
         "ReverseKL takes the tail as one class",
     ),
-    "hidden-states": ({"training.objective.hiddenStates": {"weight": 1}}, "matching of hidden states is not built"),
-    "attention": ({"training.objective.attention": {"weight": 1}}, "matching of attention is not built yet"),
+    "hidden-states": ({"training.objective.hiddenStates": {"weight": 1}}, "hiddenStates and attention need one"),
+    "attention": (
+        {
+            "generation": {"signal": "TopK", "topK": 5},
+            "teachers": [{"name": "t", "model": MODEL, "external": EXTERNAL}],
+            "training.objective.attention": {"weight": 1},
+        },
+        "hiddenStates and attention need one teacher whose weights are at hand",
+    ),
     "beta": ({"training.objective.beta": 0.5}, "beta belongs to JensenShannon and SkewKL"),
     "formats": ({"output.formats": ["GGUF"]}, "GGUF and ONNX are not built yet"),
     "deadlines": (
