@@ -128,7 +128,7 @@ class Generation(Model):
     top_k: Annotated[int, Field(ge=1, le=128)] = 32
     """K: likeliest tokens stored at each position."""
     tail: Tail = Tail.AUTO
-    """`Auto`: Sampled where it is unbiased, else Bucket."""
+    """`Auto`: Sampled where it is unbiased and the objective can use it (not ReverseKL), else Bucket."""
     samples_per_prompt: Annotated[int, Field(ge=1, le=64)] = 1
     """Answers to each prompt."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -159,6 +159,6 @@ class Generation(Model):
 
     @property
     def sampled_tail(self) -> bool:
-        """Whether the sampled token stands for the tail (`Auto` resolved)."""
+        """Whether the sampled token stands for the tail (`Auto` resolved), where the objective can use it."""
         unbiased = self.temperature == 1 and self.top_p == 1
         return self.tail is Tail.SAMPLED or (self.tail is Tail.AUTO and unbiased)

@@ -10,7 +10,7 @@ from pydantic import Field
 from kubedistill_api.base import DNS_LABEL, GROUP, KIND, VERSION, Model, Task, Tolerant
 from kubedistill_api.data import Data
 from kubedistill_api.evaluation import TIMED, Evaluation, Gate, GateOf, Metric
-from kubedistill_api.generation import Generation, Reasoning, Signal
+from kubedistill_api.generation import Generation, Reasoning, Signal, Tail
 from kubedistill_api.output import Format, Output
 from kubedistill_api.placement import Credentials, RunPolicy, Scheduling, StageTemplate, Workspace
 from kubedistill_api.rules import Rule
@@ -66,6 +66,30 @@ class DistillationJobSpec(Model):
                 spec.training.objective.type is ObjectiveType.CROSS_ENTROPY or spec.generation.signal is Signal.TOP_K
             ),
             field="generation.signal",
+        ),
+        Rule(
+            cel="self.generation.tail != 'Sampled' || self.training.objective.type != 'ReverseKL'",
+            message="ReverseKL takes the tail as one class, since a token that the teacher sampled tells too little of "
+            "those that the student would choose: write generation.tail: Bucket or Auto",
+            holds=lambda spec: (
+                spec.generation.tail is not Tail.SAMPLED or spec.training.objective.type is not ObjectiveType.REVERSE_KL
+            ),
+            field="generation.tail",
+        ),
+        Rule(
+            cel="!(has(self.training.objective.hiddenStates) || has(self.training.objective.attention)) || "
+            "(self.generation.signal == 'TopK' && size(self.teachers) == 1 && !has(self.teachers[0].external))",
+            message="hiddenStates and attention need one teacher whose weights are at hand and whose tokens are the "
+            "student's: write a single teacher with serving or batch, and generation.signal: TopK",
+            holds=lambda spec: (
+                not spec.training.objective.looks_inside
+                or (
+                    spec.generation.signal is Signal.TOP_K
+                    and len(spec.teachers) == 1
+                    and spec.teachers[0].external is None
+                )
+            ),
+            field="training.objective",
         ),
         Rule(
             cel="self.generation.signal != 'TopK' || self.teachers.all(teacher, !has(teacher.external) || "

@@ -148,7 +148,11 @@ REFUSALS = {
         "spec.generation.maxTokens: maxTokens is too small",
     ),
     "accuracy of summaries": ("evaluation.metrics", ["Accuracy"], "Classification, QuestionAnswering or Math"),
-    "objective of tomorrow": ("training.objective.type", "ReverseKL", "not built yet"),
+    "reverse divergence without scores": ("training.objective.type", "ReverseKL", "needs generation.signal: TopK"),
+    "hidden states without scores": ("training.objective.hiddenStates", {}, "hiddenStates and attention need one"),
+    "attention without scores": ("training.objective.attention", {}, "write a single teacher with serving or batch"),
+    "a mixture where there is none": ("training.objective", {"type": "ForwardKL", "beta": 0.5}, "beta belongs to"),
+    "a mixture of one": ("training.objective", {"type": "SkewKL", "beta": 1}, "less than 1"),
 }
 
 
@@ -163,6 +167,39 @@ SOUND = {
     "the teacher alone is enough": {"compareWith": ["Teacher"], "gates": [gate("ROUGE", "RetainedShare")]},
     "neither is needed": {"compareWith": [], "gates": [gate("ROUGE"), gate("Latency")]},
 }
+
+
+@pytest.mark.parametrize("type_", ["ReverseKL", "ForwardKL", "JensenShannon", "SkewKL"])
+@pytest.mark.parametrize("tail", ["Auto", "Bucket", "Sampled"])
+def test_only_reverse_kl_cannot_use_the_sampled_token(type_: str, tail: str) -> None:
+    document = changed("training.objective.type", type_)
+    document["spec"]["generation"] = {"signal": "TopK", "tail": tail}
+    if (type_, tail) == ("ReverseKL", "Sampled"):
+        assert any("spec.generation.tail: ReverseKL takes the tail as one class" in line for line in problems(document))
+    else:
+        assert parse_job(document).spec.training.objective.type == type_
+
+
+ONE = {"name": "big", "model": {"uri": "hf://owner/big"}, "serving": {}}
+AFAR = {"url": "https://api.example/v1", "model": "m", "termsAccepted": True}
+
+
+@pytest.mark.parametrize("inside", [{"hiddenStates": {}}, {"attention": {}}], ids=["hidden states", "attention"])
+def test_the_inside_of_one_teacher_at_hand_can_be_matched(inside: dict[str, Any]) -> None:
+    document = changed("training.objective", inside)
+    document["spec"]["generation"] = {"signal": "TopK", "topK": 20}
+    assert parse_job(document).spec.training.objective.looks_inside
+    afar = {"name": "big", "model": ONE["model"], "external": AFAR}
+    for teachers in ([ONE, {**ONE, "name": "other"}], [afar]):
+        document["spec"]["teachers"] = teachers
+        assert any("spec.training.objective: hiddenStates and attention" in line for line in problems(document))
+
+
+@pytest.mark.parametrize(("objective", "share"), [({}, 0.5), ({"beta": 0.9}, 0.9), ({"type": "SkewKL"}, 0.1)])
+def test_the_share_of_the_mixture_depends_on_the_divergence(objective: dict[str, Any], share: float) -> None:
+    document = changed("training.objective", {"type": "JensenShannon", **objective})
+    document["spec"]["generation"] = {"signal": "TopK"}
+    assert parse_job(document).spec.training.objective.teacher_share == share
 
 
 @pytest.mark.parametrize("evaluation", SOUND.values(), ids=SOUND.keys())

@@ -132,12 +132,19 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"task": "Summarization", "generation": {"summaryWords": 80, "maxTokens": 100}},
         "maxTokens is too small for summaries",
     ),
-    "objective": (
-        {"generation": {"signal": "TopK"}, "training.objective.type": "ReverseKL"},
-        "this objective is not built yet",
+    "sampled-reverse": (
+        {"generation": {"signal": "TopK", "tail": "Sampled"}, "training.objective.type": "ReverseKL"},
+        "ReverseKL takes the tail as one class",
     ),
-    "hidden-states": ({"training.objective.hiddenStates": {"weight": 1}}, "matching of hidden states is not built"),
-    "attention": ({"training.objective.attention": {"weight": 1}}, "matching of attention is not built yet"),
+    "hidden-states": ({"training.objective.hiddenStates": {"weight": 1}}, "hiddenStates and attention need one"),
+    "attention": (
+        {
+            "generation": {"signal": "TopK", "topK": 5},
+            "teachers": [{"name": "t", "model": MODEL, "external": EXTERNAL}],
+            "training.objective.attention": {"weight": 1},
+        },
+        "hiddenStates and attention need one teacher whose weights are at hand",
+    ),
     "beta": ({"training.objective.beta": 0.5}, "beta belongs to JensenShannon and SkewKL"),
     "deadlines": (
         {"runPolicy": {"activeDeadlineSeconds": 10, "pendingDeadlineSeconds": 20}},

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kubedistill_trainer.beside import Matching
 from kubedistill_trainer.core.batching import MicroBatch
 from kubedistill_trainer.core.chunked import chunked_loss
 from kubedistill_trainer.core.head import Head
+from kubedistill_trainer.core.inside import Asked, look_inside
 from kubedistill_trainer.core.losses import Loss
 from kubedistill_trainer.core.signals import Supervision
 
@@ -23,25 +25,32 @@ class Distiller(nn.Module):
     The model's own head never runs: only positions that predict a target are projected to the vocabulary.
     """
 
-    def __init__(self, model: Any, loss: Loss, vocabulary: int) -> None:
-        """`vocabulary` is the tokenizer's; rows that a model has beyond it take no probability.
+    def __init__(self, model: Any, loss: Loss, vocabulary: int, matching: Matching | None = None) -> None:
+        """`vocabulary` is the tokenizer's; rows that a model has beyond it take no probability. `matching` adds terms
+        about the student's inside.
 
         Raises ValueError if the model's head is more than a linear layer.
         """
         super().__init__()
-        Head.of(_plain(model), vocabulary)
+        Head.of(plain(model), vocabulary)
         self.model = model
-        self.loss_head = LossHead(lambda: Head.of(_plain(model), vocabulary), loss)
+        self.matching = matching
+        self.loss_head = LossHead(lambda: Head.of(plain(model), vocabulary), loss)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss summed over the batch's targets, and its unweighted terms, detached."""
-        hidden_BTH = _plain(self.model).get_decoder()(**batch.model_inputs()).last_hidden_state
-        return self.loss_head(batch.counted(hidden_BTH), batch.supervision)  # type: ignore[no-any-return]
+        asked = self.matching.terms.of_student if self.matching is not None else Asked()
+        inside = look_inside(plain(self.model), batch, asked)
+        total, parts = self.loss_head(batch.counted(inside.last_BTH), batch.supervision)
+        if self.matching is None:
+            return total, parts
+        more, terms = self.matching(inside, batch)
+        return total + more, parts | terms
 
     @property
     def head_weights(self) -> list[nn.Parameter]:
         """The model's weights that the loss reads outside of their own module."""
-        return list(_plain(self.model).get_output_embeddings().parameters())
+        return list(plain(self.model).get_output_embeddings().parameters())
 
 
 class LossHead(nn.Module):
@@ -57,6 +66,6 @@ class LossHead(nn.Module):
         return loss.total, dict(loss.parts)
 
 
-def _plain(model: Any) -> Any:
+def plain(model: Any) -> Any:
     """The model inside its adapters' wrapper; the adapters stay in its layers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -40,8 +40,13 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 TAG = "state"
 """DeepSpeed's own folder inside a checkpoint's."""
+PROJECTION_RATE = 10.0
+"""What is trained beside the student starts at chance and must be found before it can teach: it learns so many times as
+fast. A choice, not a measurement."""
 RESHAPED = "reshaped"
 """Marks a checkpoint's folder that any world size can load."""
+RATE = "rate"
+"""A group's share of the learning rate, among the optimizer's own settings of the group."""
 UNIVERSAL_INFO = "universal_checkpoint_info"
 """The conversion to another world size wants this key; for a model without tensor parallelism it has nothing to say."""
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
@@ -166,7 +171,7 @@ class Engine:
         `targets` counts all targets of the step, over all ranks.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(RATE, 1.0)
         self._engine.train()
         total = LossSum(torch.zeros((), device=self.place.device), 0)
         for batch in batches:
@@ -263,12 +268,18 @@ def reshaped(folder: Path, target: Path) -> Path:
 
 
 def _optimizer(distiller: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """AdamW over what is trained. Matrices decay; norms and biases do not."""
+    """AdamW over what is trained. Matrices decay; norms, biases and what is trained beside the student do not."""
     hyper = training.hyperparameters
-    trained = [weight for weight in distiller.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in trained if weight.dim() >= 2], "weight_decay": hyper.weight_decay},
-        {"params": [weight for weight in trained if weight.dim() < 2], "weight_decay": 0.0},
+    named = [(name, weight) for name, weight in distiller.named_parameters() if weight.requires_grad]
+    student = [weight for name, weight in named if name.startswith(MODEL)]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in student if weight.dim() >= 2], "weight_decay": hyper.weight_decay},
+        {"params": [weight for weight in student if weight.dim() < 2], "weight_decay": 0.0},
+        {
+            "params": [weight for name, weight in named if not name.startswith(MODEL)],
+            "weight_decay": 0.0,
+            RATE: PROJECTION_RATE,
+        },
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=hyper.learning_rate, fused=True)
 

@@ -51,19 +51,20 @@ def supervise_with() -> Callable[..., Supervision]:
 def tiny_llama() -> Callable[..., LlamaForCausalLM]:
     def build(layers: int = 3, vocabulary: int = 61, seed: int = 0, **options: object) -> LlamaForCausalLM:
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            initializer_range=0.3,
-            bos_token_id=0,
-            eos_token_id=1,
-            **{"tie_word_embeddings": True, **options},
-        )
+        shape: dict[str, object] = {
+            "vocab_size": vocabulary,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.3,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "tie_word_embeddings": True,
+        }
+        config = LlamaConfig(**(shape | options))
         model = LlamaForCausalLM(config).eval()
         model.set_attn_implementation(attention.install())
         return model

@@ -13,27 +13,36 @@ from kubedistill_api.training import Objective
 from kubedistill_trainer.core.batching import Example, MicroBatch, pack, pad, split
 from kubedistill_trainer.core.chunked import chunked_loss
 from kubedistill_trainer.core.head import Head
-from kubedistill_trainer.core.losses import loss_of
+from kubedistill_trainer.core.losses import Loss, loss_of
 from kubedistill_trainer.core.order import DataOrder
 from kubedistill_trainer.core.signals import LossSum
 
 LENGTHS = (17, 3, 30, 8, 25, 4, 12, 9)
 LOSS = loss_of(Objective(type="ForwardKL", soft_weight=0.6), sampled_tail=True)
+LOSSES = {
+    "forward-sampled": LOSS,
+    "reverse": loss_of(Objective(type="ReverseKL", soft_weight=1.0), sampled_tail=False),
+    "js-sampled": loss_of(Objective(type="JensenShannon", soft_weight=0.6), sampled_tail=True),
+    "skew": loss_of(Objective(type="SkewKL", soft_weight=1.0), sampled_tail=False),
+}
 
 
-def loss_on(model, batch: MicroBatch, chunk_bytes: int = 2**20) -> LossSum:
+def loss_on(model, batch: MicroBatch, chunk_bytes: int = 2**20, loss: Loss = LOSS) -> LossSum:
     hidden = model.model(**batch.model_inputs()).last_hidden_state
-    return chunked_loss(batch.counted(hidden), Head.of(model, 61), batch.supervision, LOSS, chunk_bytes=chunk_bytes)
+    return chunked_loss(batch.counted(hidden), Head.of(model, 61), batch.supervision, loss, chunk_bytes=chunk_bytes)
 
 
-def step(model, examples: list[Example], world: int, micro: int, layout, chunk_bytes: int = 2**20) -> list[Tensor]:
+def step(
+    model, examples: list[Example], world: int, micro: int, layout, chunk_bytes: int = 2**20, loss: Loss = LOSS
+) -> list[Tensor]:
     """One optimizer step by hand: every rank's gradients, added up; the loss in front."""
     model.zero_grad()
     targets = sum(example.targets for example in examples)
     total = torch.zeros(())
     for turns in split([len(example.input_ids_T) for example in examples], world, micro):
         for turn in turns:
-            part = loss_on(model, layout([examples[index] for index in turn]), chunk_bytes).mean_over(targets)
+            batch = layout([examples[index] for index in turn])
+            part = loss_on(model, batch, chunk_bytes, loss).mean_over(targets)
             part.backward()
             total = total + part.detach()
     return [total, *(parameter.grad.clone() for parameter in model.parameters())]
@@ -55,13 +64,14 @@ SPLITS = {
 }
 
 
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize(("world", "micro", "layout", "chunk_bytes"), SPLITS.values(), ids=SPLITS)
 def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_split(
-    world, micro, layout, chunk_bytes, tiny_llama, some_examples
+    world, micro, layout, chunk_bytes, loss, tiny_llama, some_examples
 ):
     model, examples = tiny_llama(), some_examples(LENGTHS)
-    whole = step(model, examples, 1, len(examples), pack)
-    parts = step(model, examples, world, micro, layout, chunk_bytes)
+    whole = step(model, examples, 1, len(examples), pack, loss=loss)
+    parts = step(model, examples, world, micro, layout, chunk_bytes, loss)
     for part, wanted in zip(parts, whole, strict=True):
         torch.testing.assert_close(part, wanted, rtol=1e-5, atol=2e-6)
 

@@ -24,6 +24,11 @@ LOSSES = {
     "bucket": loss_of(Objective(type="ForwardKL", soft_weight=1.0), sampled_tail=False),
     "sampled": loss_of(Objective(type="ForwardKL", soft_weight=1.0), sampled_tail=True),
     "mixed": loss_of(Objective(type="ForwardKL", soft_weight=0.6), sampled_tail=False),
+    "reverse": loss_of(Objective(type="ReverseKL", soft_weight=0.6), sampled_tail=False),
+    "js-bucket": loss_of(Objective(type="JensenShannon", soft_weight=0.6, beta=0.9), sampled_tail=False),
+    "js-sampled": loss_of(Objective(type="JensenShannon", soft_weight=1.0), sampled_tail=True),
+    "skew-bucket": loss_of(Objective(type="SkewKL", soft_weight=1.0), sampled_tail=False),
+    "skew-sampled": loss_of(Objective(type="SkewKL", soft_weight=0.6, beta=0.3), sampled_tail=True),
 }
 HEADS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -126,6 +131,14 @@ def test_text_alone_needs_no_candidates(hidden, weight):
     torch.testing.assert_close(gradients, torch.autograd.grad(plain, leaves))
 
 
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_a_whole_vocabulary_of_candidates_leaves_every_gradient_finite(loss, hidden, weight, supervise_with):
+    teacher = torch.randn(N, V, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    states, head, leaves = with_gradients({}, hidden, weight)
+    total = chunked_loss(states, head, supervise_with(teacher, V), loss, chunk_bytes=4 * ROW).total
+    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(total, leaves))
+
+
 def test_the_whole_vocabulary_as_candidates_has_no_tail(hidden, weight, supervise_with, plain_logprobs):
     teacher = torch.randn(N, V, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     everything = supervise_with(teacher, V)
@@ -186,7 +199,8 @@ def test_no_targets_at_all_give_zero_and_a_zero_gradient(hidden, weight, supervi
     assert all(gradient.abs().sum().item() == 0 for gradient in torch.autograd.grad(loss.total, leaves))
 
 
-def test_nothing_of_size_positions_times_vocabulary_is_ever_allocated(hidden, weight, supervision):
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_nothing_of_size_positions_times_vocabulary_is_ever_allocated(loss, hidden, weight, supervision):
     class Largest(TorchDispatchMode):
         numel = 0
 
@@ -198,7 +212,7 @@ def test_nothing_of_size_positions_times_vocabulary_is_ever_allocated(hidden, we
 
     states, head, leaves = with_gradients({}, hidden, weight)
     with Largest() as largest:
-        total = chunked_loss(states, head, supervision, LOSSES["mixed"], chunk_bytes=4 * ROW).total
+        total = chunked_loss(states, head, supervision, loss, chunk_bytes=4 * ROW).total
         torch.autograd.grad(total, leaves)
     assert largest.numel == max(4 * V, V * H)
     assert largest.numel < N * V

@@ -13,7 +13,7 @@ from kubedistill_api.results import GenerateResult, PrepareResult, TrainResult
 from kubedistill_api.status import Estimate, Ledger, RejectReason, ResolvedModel
 from kubedistill_api.student import Adapter, PrunedFrom, Student
 from kubedistill_api.teachers import Batch, External, ModelRef, Teacher
-from kubedistill_api.training import Objective, ObjectiveType, Training
+from kubedistill_api.training import Attention, HiddenStates, Objective, ObjectiveType, Training
 from kubedistill_trainer.core.footprint import Size
 from kubedistill_trainer.core.gates import Compared
 from kubedistill_trainer.report.card import ancestor, front_matter, obligations
@@ -58,6 +58,17 @@ def test_every_line_is_there_for_a_pruned_student() -> None:
     assert lines["Teacher's answers"].startswith("90 accepted, with the 32 likeliest tokens at each position")
     assert lines["Training"] == "ForwardKL (weight 1), 80 steps of 16, learning rate 2e-05, BF16, seed 42"
     assert lines["Digest of the spec"] == "sha256:spec"
+
+
+def test_a_mixture_is_told_with_its_share() -> None:
+    training = Training(objective=Objective(type=ObjectiveType.SKEW_KL))
+    assert dict(lineage(an_origin(training=training)))["Training"].startswith("SkewKL (weight 0.75, beta 0.1), ")
+
+
+def test_what_is_matched_inside_is_told_with_its_weight() -> None:
+    objective = Objective(hidden_states=HiddenStates(weight=2), attention=Attention(weight=0.5))
+    line = dict(lineage(an_origin(training=Training(objective=objective))))["Training"]
+    assert line.startswith("CrossEntropy, hidden states Last (weight 2), attention (weight 0.5), ")
 
 
 def test_a_revision_that_was_not_resolved_is_the_one_that_was_asked_for() -> None:

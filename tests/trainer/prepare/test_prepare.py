@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from teaching.work import context_of
 from toys.families import save
-from transformers import Lfm2Config, Lfm2ForCausalLM
+from transformers import Lfm2Config, Lfm2ForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from kubedistill_api.base import Stage
 from kubedistill_api.digests import generate_digest
@@ -315,3 +315,32 @@ def test_a_format_that_torch_cannot_write_is_refused_before_anything_dear(
     result = tried(student=student, output={"formats": ["ONNX"]})
     assert (result.exit_code, result.reason) == (64, "FormatImpossible")
     assert "cannot be published as ONNX: torch cannot export a 'lfm2'" in result.message
+
+
+def test_a_teacher_beside_the_student_is_in_the_estimate(tried: Callable[..., Any], tiny_model: Any) -> None:
+    scores = {"signal": "TopK", "maxTokens": 32}
+    hyper = {"maxSequenceLength": 400}
+    alone = tried(generation=scores).estimate
+    beside = tried(
+        generation=scores, training={"objective": {"hiddenStates": {}, "attention": {}}, "hyperparameters": hyper}
+    ).estimate
+    weights = sum(weight.numel() for weight in tiny_model.parameters())
+    assert beside.student_memory_bytes - alone.student_memory_bytes == 2 * weights  # BF16
+
+
+def test_attentions_of_an_architecture_that_makes_queries_keys_and_values_in_one_are_refused(
+    tried: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    config = Phi3Config(
+        vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
+    )
+    Phi3ForCausalLM(config).save_pretrained(tmp_path / "fused")
+    tiny_tokenizer.save_pretrained(tmp_path / "fused")
+    result = tried(
+        teachers=[{"name": "t", "model": {"uri": f"file://{tmp_path}/fused"}, "batch": {"gpus": 0}}],
+        generation={"signal": "TopK"},
+        training={"objective": {"attention": {}}},
+    )
+    assert (result.exit_code, result.reason) == (64, "AttentionUnsupported")
+    assert "Phi3ForCausalLM has no q_proj, k_proj, v_proj" in result.message
+    assert "leave training.objective.attention out" in result.message

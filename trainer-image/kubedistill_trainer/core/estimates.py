@@ -101,6 +101,11 @@ def student_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
     return model_state_bytes(shape, plan) + activation_bytes(shape, plan) + _loss_bytes(shape) + RUNTIME_BYTES
 
 
+def beside_bytes(teacher: ModelShape, precision: Precision) -> int:
+    """Of each training process: the weights of a teacher that stands whole beside the student, and is not trained."""
+    return teacher.parameters * (4 if precision is Precision.FP32 else 2)
+
+
 def model_state_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
     """Weights, gradients and Adam's state (Rajbhandari et al. 2020, "ZeRO", section 3.1 and figure 1).
 
@@ -147,6 +152,11 @@ def generation_gpu_hours(shape: ModelShape, tokens: int) -> float:
 def training_gpu_hours(shape: ModelShape, tokens: int, *, gradient_checkpointing: bool) -> float:
     """Forward and backward: 6 operations a parameter and token; 8 with checkpointing, which goes forward twice."""
     return (8 if gradient_checkpointing else 6) * shape.parameters * tokens / TRAINING_FLOPS / 3600
+
+
+def reading_gpu_hours(shape: ModelShape, tokens: int) -> float:
+    """Forward only, whole rows at once: 2 operations a parameter and token, at the pace of training."""
+    return 2 * shape.parameters * tokens / TRAINING_FLOPS / 3600
 
 
 def _loss_bytes(shape: ModelShape) -> int:

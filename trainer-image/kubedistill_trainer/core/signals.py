@@ -18,6 +18,10 @@ from torch import Tensor
 LOGPROB_FLOOR = -80.0
 """Stands for "no mass" in signals: exp(-80) is 2e-35, still a normal float32, so 0 * log 0 is 0 and never NaN."""
 
+TAIL_FLOOR = math.log(1e-6)
+"""The least tail that is believed of what was stored. A server's logprobs are rounded, and 1 - P of them is noise
+below. Reverse KL reads log p of the tail, where LOGPROB_FLOOR would pass for a teacher that is certain."""
+
 NO_TOKEN = -1
 """Fills the candidates of a position for which the teacher named fewer than K. It is no token id, so it meets none."""
 
@@ -90,11 +94,12 @@ class TopK:
 
         Rounding to float16 moves a logprob by up to 0.004. Taking the K + 1 classes, tail included, back to a sum of
         one makes the divergence non-negative again. (Leaving the tail out of that sum would be the well-known bias.)
+        A tail below TAIL_FLOOR counts as TAIL_FLOOR.
         """
         ids_NK = ids_NK.long()
         logprobs_NK = logprobs_NK.float().clamp(min=LOGPROB_FLOOR)
         logprobs_NK = torch.where(ids_NK == NO_TOKEN, LOGPROB_FLOOR, logprobs_NK)
-        tail_N = tail_N.float().clamp(min=LOGPROB_FLOOR)
+        tail_N = tail_N.float().clamp(min=TAIL_FLOOR)
         total_N = torch.logaddexp(logprobs_NK.logsumexp(-1), tail_N)
         return cls(
             ids_NK,

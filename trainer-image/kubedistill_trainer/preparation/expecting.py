@@ -34,16 +34,19 @@ def estimate(
         offload_parameters=training.deepspeed.offload_parameters,
     )
     seen = (sum(train_tokens) + rows * spec.generation.max_tokens) * training.hyperparameters.epochs
+    beside = [look.shape for look in teachers.values()] if training.objective.looks_inside else []
     hours = 0.0
     if training.gpus_per_node:
         hours += estimates.training_gpu_hours(shape, seen, gradient_checkpointing=training.gradient_checkpointing)
+        hours += sum(estimates.reading_gpu_hours(teacher, seen) for teacher in beside)
     hours += sum(_teaching_hours(spec, name, look, tokens) for name, look in teachers.items())
     return Estimate(
         rows=rows,
         validation_rows=held_out,
         tokens_to_generate=tokens,
         teacher_memory_bytes=max((_teacher_bytes(spec, name, look) for name, look in teachers.items()), default=0),
-        student_memory_bytes=estimates.student_bytes(shape, plan),
+        student_memory_bytes=estimates.student_bytes(shape, plan)
+        + sum(estimates.beside_bytes(teacher, training.precision) for teacher in beside),
         gpu_hours=f"{hours:.3g}",
     )
 

@@ -11,6 +11,7 @@ from kubedistill_api.job import DistillationJobSpec
 from kubedistill_api.status import ResolvedModel
 from kubedistill_api.teachers import ModelRef
 from kubedistill_trainer.core.estimates import ModelShape
+from kubedistill_trainer.core.inside import attention_projections
 from kubedistill_trainer.errors import BadConfiguration, NotFound
 from kubedistill_trainer.models import WEIGHT_SUFFIXES, end_ids, fetch_model, load_tokenizer, tokenizer_digest
 from kubedistill_trainer.runtime import StageContext
@@ -113,6 +114,22 @@ def check_tokens(student: Look, teachers: dict[str, Look]) -> None:
         )
 
 
+def check_attentions(student: Look, teachers: dict[str, Look]) -> None:
+    """Where attentions are compared, both models must make queries, keys and values each for itself.
+
+    Raises:
+        BadConfiguration: one of them does not.
+    """
+    for one in (student, *teachers.values()):
+        try:
+            attention_projections(_without_weights(one.ref, _config(one.ref, one.folder)))
+        except ValueError as error:
+            raise BadConfiguration(
+                "AttentionUnsupported",
+                f"Attentions cannot be compared, {error} ({one.ref.uri}): leave training.objective.attention out.",
+            ) from error
+
+
 def same_tokens(one: Look, other: Look) -> bool:
     """Whether equal ids mean equal tokens; sizes alone do not tell."""
     return tokenizer_digest(one.tokenizer) == tokenizer_digest(other.tokenizer)
@@ -129,12 +146,17 @@ def _config(ref: ModelRef, folder: Path) -> Any:
 
 
 def _shape(ref: ModelRef, config: Any) -> ModelShape:
+    return ModelShape.of(_without_weights(ref, config))
+
+
+def _without_weights(ref: ModelRef, config: Any) -> Any:
+    """The model on the meta device: all of its modules, none of its numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            return ModelShape.of(AutoModelForCausalLM.from_config(config))
+            return AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError) as error:
         raise NotFound(
             "ArchitectureUnknown",

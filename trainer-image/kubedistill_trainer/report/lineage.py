@@ -11,7 +11,7 @@ from kubedistill_api.results import GenerateResult, PrepareResult, TrainResult
 from kubedistill_api.status import Ledger, RejectReason, ResolvedModel
 from kubedistill_api.student import Student
 from kubedistill_api.teachers import ModelRef, Teacher
-from kubedistill_api.training import ObjectiveType, Training
+from kubedistill_api.training import BETA, ObjectiveType, Training
 from kubedistill_trainer.report.content import amount
 
 
@@ -108,10 +108,14 @@ def answers_line(origin: Origin) -> str:
 def training_line(origin: Origin) -> str:
     """Objective and the settings that shape the weights."""
     objective, hyper = origin.training.objective, origin.training.hyperparameters
-    soft = f" (weight {objective.soft_weight:g})" if objective.type is not ObjectiveType.CROSS_ENTROPY else ""
+    hidden, relations = objective.hidden_states, objective.attention
+    beta = f", beta {objective.teacher_share:g}" if objective.type in BETA else ""
+    soft = f" (weight {objective.soft_weight:g}{beta})" if objective.type is not ObjectiveType.CROSS_ENTROPY else ""
     return _join(
         [
             f"{objective.type}{soft}",
+            f"hidden states {hidden.layers} (weight {hidden.weight:g})" if hidden else "",
+            f"attention (weight {relations.weight:g})" if relations else "",
             f"{origin.train.steps:,} steps of {hyper.global_batch_size}",
             f"learning rate {hyper.learning_rate:g}",
             f"{origin.training.precision}",

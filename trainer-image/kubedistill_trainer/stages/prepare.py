@@ -68,6 +68,8 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
     notes = train.notes + (valid.notes if valid else []) + looking.settle_templates(spec, student, teachers)
     if spec.generation.signal is Signal.TOP_K:
         looking.check_tokens(student, teachers)
+    if spec.training.objective.attention is not None:
+        looking.check_attentions(student, teachers)
     rehearsing.check_formats(spec.output, student, context)
     _begin(2, "measuring the prompts", context)
     lengths = _Lengths(student)

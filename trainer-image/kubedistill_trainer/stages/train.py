@@ -24,7 +24,7 @@ from kubedistill_api.run import TrainRun
 from kubedistill_api.training import ObjectiveType, Precision
 from kubedistill_trainer import engine, export
 from kubedistill_trainer.errors import BadConfiguration, BadData
-from kubedistill_trainer.models import load_model, load_tokenizer
+from kubedistill_trainer.models import fetch_model, load_model, load_tokenizer
 from kubedistill_trainer.ranks import run_together
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.stages.train_rank import News, Outcome, RankWork
@@ -82,6 +82,7 @@ def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
     work = RankWork(
         run=run,
         start=start,
+        teacher=_teacher_beside(run, context),
         tokenizer=tokenizer,
         train=local / "train",
         valid=local / "valid",
@@ -150,6 +151,16 @@ def _examples(run: TrainRun, context: StageContext, local: Path, split: Split) -
         ) from error
     context.log.info("%s: %d rows, %d left out as longer than %d tokens", split, rows, left_out, longest)
     return rows, left_out
+
+
+def _teacher_beside(run: TrainRun, context: StageContext) -> Path | None:
+    """The teacher's weights, where the objective looks inside it."""
+    if not run.training.objective.looks_inside:
+        return None
+    ref = run.teachers[0].model
+    assert ref is not None, "a rule of the API"
+    context.progress.update(message="fetching the teacher")
+    return fetch_model(ref, context)
 
 
 def _newest(checkpoints: Checkpoints, context: StageContext) -> Checkpoint | None:

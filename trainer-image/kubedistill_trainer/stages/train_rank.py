@@ -18,14 +18,16 @@ import torch
 from kubedistill_api.run import TrainRun
 from kubedistill_api.status import Checkpoint as CheckpointStatus
 from kubedistill_api.status import TrainingStatus
+from kubedistill_trainer.beside import Matching, TeacherBeside, Terms
 from kubedistill_trainer.core import attention
 from kubedistill_trainer.core.batching import Example, MicroBatch, pack, pad, split
 from kubedistill_trainer.core.losses import loss_of
+from kubedistill_trainer.core.losses.hidden_states import layer_pairs
 from kubedistill_trainer.core.signals import LossSum
-from kubedistill_trainer.distiller import Distiller
+from kubedistill_trainer.distiller import Distiller, plain
 from kubedistill_trainer.engine import Engine, Place, together, weights_dtype
 from kubedistill_trainer.errors import BadConfiguration, DeviceOutOfMemory, Stopped
-from kubedistill_trainer.models import load_model, load_tokenizer
+from kubedistill_trainer.models import at_ease, load_model, load_tokenizer, torch_dtype
 from kubedistill_trainer.ranks import usable_cpus
 from kubedistill_trainer.stages.train_keeper import Keeper
 from kubedistill_trainer.stages.train_plan import Plan, validated
@@ -63,6 +65,8 @@ class RankWork:
     run: TrainRun
     start: Path
     """The student before training."""
+    teacher: Path | None
+    """The teacher whose inside the student's is held to; None: nobody's."""
     tokenizer: Path
     train: Path
     """Examples."""
@@ -95,7 +99,7 @@ class _Training:
         self._state = work.resume
         tokenizer = load_tokenizer(work.tokenizer)
         self._pad_id = int(tokenizer.pad_token_id or 0)
-        distiller = _distiller(work, tokenizer)
+        distiller = _distiller(work, tokenizer, place)
         self._engine = Engine(distiller, run.training, run.micro_batch_size, place, work.resume_from)
         workspace = Workspace.open(run.workspace, work.scratch)
         self._checkpoints = Checkpoints(workspace, run.folder, work.scratch, run.input_digest)
@@ -266,7 +270,7 @@ def _place(rank: int, run: TrainRun) -> Place:
     return Place(rank, training.world_size, torch.device("cuda", rank))
 
 
-def _distiller(work: RankWork, tokenizer: Any) -> Distiller:
+def _distiller(work: RankWork, tokenizer: Any, place: Place) -> Distiller:
     """The student, ready to learn: its attention knows packed rows, its adapters are new, its activations go again."""
     run = work.run
     dtype = weights_dtype(run.training, frozen=run.student.adapter is not None)
@@ -278,10 +282,33 @@ def _distiller(work: RankWork, tokenizer: Any) -> Distiller:
         model = with_adapter(model, run.student.adapter, run.training.hyperparameters.seed)
     loss = loss_of(run.training.objective, sampled_tail=run.generation.sampled_tail)
     try:
-        return Distiller(model, loss, len(tokenizer))
+        return Distiller(model, loss, len(tokenizer), _matching(work, model, place))
     except ValueError as error:
         raise BadConfiguration(
             "OutputLayerUnsupported", f"The student's output layer cannot be trained: {error}."
+        ) from error
+
+
+def _matching(work: RankWork, student: Any, place: Place) -> Matching | None:
+    """The teacher's weights beside the student, whole on every rank, and what of both is compared."""
+    objective = work.run.training.objective
+    if work.teacher is None:
+        return None
+    teacher = at_ease(load_model(work.teacher, torch_dtype(work.run.training.precision), str(place.device)))
+    teacher.set_attn_implementation(attention.install())
+    hidden, relations = objective.hidden_states, objective.attention
+    depths = (each.config.get_text_config().num_hidden_layers for each in (student, teacher))
+    terms = Terms(
+        pairs=layer_pairs(hidden.layers, *depths) if hidden else (),
+        hidden_weight=hidden.weight if hidden else 0.0,
+        attention_weight=relations.weight if relations else 0.0,
+    )
+    torch.manual_seed(work.run.training.hyperparameters.seed)  # all ranks begin with the same projections
+    try:
+        return Matching(plain(student), TeacherBeside(teacher), terms)
+    except ValueError as error:
+        raise BadConfiguration(
+            "AttentionUnsupported", f"Attentions cannot be compared, {error}: leave training.objective.attention out."
         ) from error
 
 

@@ -1,27 +1,21 @@
-"""Forward KL, KL(teacher || student), from the teacher's top K and what it says of the rest.
+"""Forward KL, KL(p || q) = sum p (log p - log q): teacher p, student q. Hinton et al. 2015 (arXiv:1503.02531).
 
-Two readings of the rest, the choice being `generation.tail` of the API:
-- Bucket: one class. The exact divergence of the (K+1)-class coarsening: never negative, at most the full KL
-  (data processing), equal to it at K = V. Silent about the order inside the tail.
-- Sampled: the written token. An unbiased estimate of the full KL, provided the token was drawn at temperature 1
-  from the whole distribution. Its variance comes from the draws that fall into the tail only.
-
-Neither side is ever renormalised over the K candidates: a student could then leave the teacher's support unpunished.
+The student is asked for mass wherever the teacher has some. Both readings of the tail are sound (see `classes`): the
+sum runs over the teacher's tokens already, so the sampled one has a slope of -1 whatever the student thinks, and a
+variance from the draws that fall into the tail only.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from kubedistill_trainer.core.signals import Logprobs, LossSum, Supervision, TopK
+from kubedistill_trainer.core.losses.classes import over_candidates, over_classes, over_written, top_k_of
+from kubedistill_trainer.core.signals import Logprobs, LossSum, Supervision
 
 
 def forward_kl_bucket(student: Logprobs, supervision: Supervision) -> LossSum:
     """sum_S p (log p - log q) + p_tail (log p_tail - log q_tail), summed over positions."""
-    teacher = _top_k(supervision)
-    tail_N = _divergence(teacher.tail_N, student.tail_N)
-    return LossSum((_head(student, teacher) + tail_N).sum(), len(supervision))
+    return LossSum(over_classes(_term, student, top_k_of(supervision)).sum(), len(supervision))
 
 
 def forward_kl_sampled(student: Logprobs, supervision: Supervision) -> LossSum:
@@ -30,28 +24,13 @@ def forward_kl_sampled(student: Logprobs, supervision: Supervision) -> LossSum:
     The teacher's own log p(y) carries no gradient; it makes 0 mean "equal", for a teacher against itself exactly.
     A single position may be negative, only the expectation over y may not.
     """
-    teacher = _top_k(supervision)
-    in_tail_N = ~(teacher.ids_NK == supervision.target_ids_N[:, None]).any(-1)
-    gap_N = torch.where(in_tail_N, teacher.target_N - student.target_N, 0.0)
-    return LossSum((_head(student, teacher) + gap_N).sum(), len(supervision))
+    head_N = over_candidates(_term, student, top_k_of(supervision))
+    return LossSum((head_N + over_written(_gap, student, supervision)).sum(), len(supervision))
 
 
-def _head(student: Logprobs, teacher: TopK) -> Tensor:
-    return _divergence(teacher.logprobs_NK, student.topk_NK).sum(-1)
+def _term(teacher: Tensor, student: Tensor) -> Tensor:
+    return teacher.exp() * (teacher - student)
 
 
-def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """p (log p - log q) for each class; 0 where the class holds no token: a filler, or the tail at K = V.
-
-    For the student such a class is -inf, and a real one never is. Selected before any arithmetic: NaN * 0 is NaN.
-    """
-    exists = student > -torch.inf
-    return torch.where(exists, teacher.exp() * (teacher - torch.where(exists, student, teacher)), 0.0)
-
-
-def _top_k(supervision: Supervision) -> TopK:
-    match supervision.teacher:
-        case TopK() as teacher:
-            return teacher
-        case _:
-            raise TypeError("forward KL needs the teacher's top-K logprobs (generation.signal: TopK), not text alone")
+def _gap(teacher: Tensor, student: Tensor) -> Tensor:
+    return teacher - student
