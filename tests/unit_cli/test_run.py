@@ -23,6 +23,7 @@ def test_a_job_runs_to_a_model_and_a_second_run_finds_it(bench: Any) -> None:
     assert [call[0] for call in bench.calls()] == STAGES
 
 
+@pytest.mark.slow
 def test_a_machine_reads_the_end_as_json(bench: Any) -> None:
     done = bench.run("run", str(bench.write_job()), "--output", "json")
     said = json.loads(done.stdout)
@@ -30,6 +31,7 @@ def test_a_machine_reads_the_end_as_json(bench: Any) -> None:
     assert said["modelURI"] == f"file://{bench.folder}/out/small"
 
 
+@pytest.mark.slow
 def test_ctrl_c_suspends_and_the_same_command_goes_on(bench: Any, interrupt: Any) -> None:
     file = str(bench.write_job())
     bench.habit("train.sleep", "60")
@@ -46,6 +48,7 @@ def test_ctrl_c_suspends_and_the_same_command_goes_on(bench: Any, interrupt: Any
     assert [call[0] for call in bench.calls()] == ["prepare", "generate", "train", "train", "evaluate", "publish"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [True, False], ids=["all-there", "some-missing"])
 def test_a_teacher_is_started_again_only_for_answers_that_are_missing(bench: Any, interrupt: Any, there: bool) -> None:
     served = [{"name": "big", "model": {"uri": "file://models/big"}, "serving": {"gpusPerNode": 0}}]
@@ -66,6 +69,7 @@ def test_a_teacher_is_started_again_only_for_answers_that_are_missing(bench: Any
     assert bench.servers() == 1 + len(asked)
 
 
+@pytest.mark.slow
 def test_a_killed_runner_leaves_no_process_and_the_next_goes_on(bench: Any, is_alive: Any) -> None:
     file = str(bench.write_job())
     bench.habit("generate.sleep", "60")
@@ -90,6 +94,7 @@ def test_bad_data_ends_with_a_sentence_and_no_second_try(bench: Any) -> None:
     assert len(bench.calls()) == 1
 
 
+@pytest.mark.slow
 def test_what_may_pass_is_tried_again(bench: Any) -> None:
     bench.habit("train.exit", "75 ServerAway")
     bench.habit("train.once")
@@ -98,6 +103,7 @@ def test_what_may_pass_is_tried_again(bench: Any) -> None:
     assert [call[0] for call in bench.calls()].count("train") == 2
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_tried_again_by_the_same_command(bench: Any) -> None:
     file = str(bench.write_job())
     bench.habit("prepare.exit", "65 DataFileEmpty")
