@@ -202,11 +202,15 @@ class MemoryCluster:
             clock_from=self.born[meta["uid"]],
             deadline_seconds=manifest["spec"].get("activeDeadlineSeconds"),
         )
+        let_run = meta.get("annotations", {}).get(ANNOTATION_STARTED)
+        if manifest["spec"].get("suspend") and seen.uid not in self.ended:
+            # Its pods are deleted and its clock stands still.
+            begun = datetime.fromisoformat(let_run) if let_run else None
+            return replace(seen, state=JobState.SUSPENDED, started_at=begun, clock_from=None)
         if self._is_too_old(seen):
             return replace(seen, state=JobState.FAILED, reason="DeadlineExceeded", finished_at=self.now)
         if seen.held:
             return seen
-        let_run = meta.get("annotations", {}).get(ANNOTATION_STARTED)
         seen = replace(seen, started_at=datetime.fromisoformat(let_run) if let_run else seen.created_at)
         run = read_run(self.objects[("ConfigMap", meta["name"])]["data"]["run.json"])
         result = self.ended.get(seen.uid) or self.script(run)

@@ -132,3 +132,31 @@ async def test_a_crash_around_the_start_changes_nothing(kit: Kit, settings: Sett
         await kit["one_pass"](cluster, settings, crash)
     assert (await kit["until"](cluster, settings)).phase is Phase.SUCCEEDED
     assert cluster.made.count("small-generate-big-1") == 1
+
+
+SUSPENDED = {
+    "after-it-was-let-run": {"suspend": True},
+    "when-it-was-made": {"suspend": True, "parallelism": 3},
+}
+
+
+@pytest.mark.parametrize("case", SUSPENDED)
+async def test_a_suspended_generation_holds_its_teacher_no_longer_than_an_idle_one(
+    kit: Kit, settings: Settings, case: str
+) -> None:
+    """By a queue, by a person, or by an older operator, which let a Job run by ending its suspension."""
+    cluster = await starting(kit, settings, script=lambda run: None if run.stage == "Generate" else kit["success"](run))
+    await kit["one_pass"](cluster, settings)
+    if case == "after-it-was-let-run":
+        cluster.teacher_answers = True
+        await passes(kit, cluster, settings, seconds=20)
+        assert cluster.objects[FIRST]["spec"]["parallelism"] == 3
+    cluster.objects[FIRST]["spec"] |= SUSPENDED[case]
+    await passes(kit, cluster, settings, seconds=70)
+    assert ("Deployment", "small-teacher-big-1") in cluster.objects, "a queue may admit it soon"
+    await passes(kit, cluster, settings, seconds=50)
+    failure = cluster.asked.status.last_failure
+    assert failure is not None
+    assert failure.reason == "NoProgress"
+    assert "suspended" in failure.message
+    assert ("Deployment", "small-teacher-big-1") not in cluster.objects

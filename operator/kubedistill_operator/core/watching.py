@@ -145,18 +145,21 @@ def _pending_too_long(world: World, attempt: SeenJob) -> Broken | None:
 
 def _idle_too_long(world: World, progress: Progress | None, step: Step, attempt: SeenJob) -> Broken | None:
     """An attempt that moves nothing: it holds GPUs for no use."""
-    if attempt.state is not JobState.ACTIVE or attempt.started_at is None:
-        return None
     taught = step.served_teacher and not attempt.look
     serving = world.job.spec.teacher(step.key.teacher).serving if taught else None
-    if serving is None and not _runs(attempt):
-        return None  # a pod that waits for its place holds nothing; a teacher behind it does
+    suspended = attempt.state is not JobState.ACTIVE
+    if serving is None and (suspended or not _runs(attempt)):
+        return None  # a Job or a pod that waits for its place holds nothing; a teacher behind it does
+    begun = attempt.started_at or attempt.created_at
+    if begun is None:
+        return None
     limit = serving.idle_timeout_seconds if serving else world.settings.stall_seconds
     seconds = max(limit, 2 * world.settings.progress_seconds)
-    quiet = since(attempt.started_at, world.now)  # The progress may be that of a Job that was lost.
+    quiet = since(begun, world.now)  # The progress may be that of a Job that was lost.
     if min(quiet, since(progress.updated_at, world.now) if progress else quiet) <= timedelta(seconds=seconds):
         return None
-    text = f"{step.name} moved nothing for {seconds} s and was stopped; what it had finished is kept."
+    why = f" since the Job {attempt.name} is suspended" if suspended else ""
+    text = f"{step.name} moved nothing for {seconds} s{why} and was stopped; what it had finished is kept."
     pod = next((pod for pod in attempt.pods if pod.phase == "Running"), None)
     return _stopped(attempt, pod, FailureClass.APPLICATION, Reason.NO_PROGRESS, text, Remedy.RETRY)
 
