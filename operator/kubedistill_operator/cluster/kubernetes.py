@@ -150,8 +150,10 @@ class KubernetesCluster:
         existing = await self._read(where)
         if existing is not None:
             self._check_ownership(job, manifest, existing)
-            if kind == "Job":
-                return  # Its template is immutable, and an apply would take its pods away.
+            if kind in ("Job", "ConfigMap"):
+                # Both are immutable: an apply would take a Job's pods away, and of a run file that another version of
+                # the operator would write differently, it would be refused for ever. What an attempt was told stands.
+                return
             manifest = {**manifest, "metadata": {**metadata, "uid": existing["metadata"]["uid"]}}
         await self._api.patch(where, manifest, APPLY_PATCH, query=(("force", "true"),))
 
