@@ -91,7 +91,8 @@ class MemoryCluster:
     """The seam in memory. A Job that may run ends at the next look, as `script` says; the default is success.
 
     It keeps every rule that the API server and the Job controller keep and a plan leans on: names are unique, a
-    deletion names a uid, owned objects go with their owner, a stale status is refused.
+    deletion names a uid, owned objects go with their owner, a stale status or lease is refused, Jobs and run files are
+    not changed by an apply.
     """
 
     asked: DistillationJob
@@ -140,10 +141,16 @@ class MemoryCluster:
         owners = {o["uid"] for o in manifest["metadata"]["ownerReferences"]}
         alive = {m["metadata"]["uid"] for m in self.objects.values()} | {self.asked.metadata.uid}
         assert owners <= alive, "an owner that is not there: the garbage collector would delete this at once"
-        self.objects[key] = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
+        if key in self.objects and key[0] in ("Job", "ConfigMap"):
+            return
+        self.objects[key] = {**manifest, "metadata": {**manifest["metadata"], "uid": uid, "resourceVersion": "1"}}
 
     async def lease(self, job: DistillationJob, lease: Lease) -> None:
         manifest = self._named(lease.job)
+        version = manifest["metadata"]["resourceVersion"]
+        if lease.resource_version not in ("", version):
+            raise ConflictError
+        manifest["metadata"]["resourceVersion"] = str(int(version) + 1)
         manifest["spec"]["activeDeadlineSeconds"] = lease.deadline_seconds
         if lease.workers:
             manifest["spec"]["parallelism"] = lease.workers
@@ -201,6 +208,7 @@ class MemoryCluster:
             created_at=self.born[meta["uid"]],
             clock_from=self.born[meta["uid"]],
             deadline_seconds=manifest["spec"].get("activeDeadlineSeconds"),
+            resource_version=meta["resourceVersion"],
         )
         let_run = meta.get("annotations", {}).get(ANNOTATION_STARTED)
         if manifest["spec"].get("suspend") and seen.uid not in self.ended:

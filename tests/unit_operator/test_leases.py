@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from kubedistill_api.status import ConditionType, Phase, StageState
+from kubedistill_operator.core.planner import plan
+from kubedistill_operator.core.ports import ConflictError
 from kubedistill_operator.core.settings import Settings
 
 Kit = Mapping[str, Any]
@@ -132,6 +134,22 @@ async def test_a_crash_around_the_start_changes_nothing(kit: Kit, settings: Sett
         await kit["one_pass"](cluster, settings, crash)
     assert (await kit["until"](cluster, settings)).phase is Phase.SUCCEEDED
     assert cluster.made.count("small-generate-big-1") == 1
+
+
+async def test_a_pass_that_still_sees_the_job_held_does_not_take_its_time_once_it_was_let_run(
+    kit: Kit, settings: Settings
+) -> None:
+    cluster = await starting(kit, settings, script=lambda run: None if run.stage == "Generate" else kit["success"](run))
+    await passes(kit, cluster, settings, seconds=STARTUP // 2 + 20, every=20)
+    stale = await cluster.observe(cluster.asked)
+    cluster.teacher_answers = True
+    await kit["one_pass"](cluster, settings)
+    given = deadline(cluster)
+    late = plan(cluster.asked, stale, cluster.now + timedelta(seconds=20), settings)
+    (lease,) = late.leases
+    with pytest.raises(ConflictError):
+        await cluster.lease(cluster.asked, lease)
+    assert deadline(cluster) == given
 
 
 SUSPENDED = {

@@ -26,7 +26,8 @@ def a_pod(status: dict[str, Any] | None = None, **metadata: Any) -> dict[str, An
 def a_job(status: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     labels = {"kubedistill.io/stage": "Generate", "kubedistill.io/teacher": "big", "kubedistill.io/attempt": "2"}
     return {
-        "metadata": {"name": "j", "uid": "job-uid", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "metadata": {"name": "j", "uid": "job-uid", "labels": labels, "resourceVersion": "41"}
+        | {"creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": spec,
         "status": status or {},
     }
@@ -127,7 +128,7 @@ def test_a_job_has_its_key_its_attempt_and_its_own_pods_only() -> None:
     other = a_pod(name="o", ownerReferences=[{**owner, "uid": "another"}])
     job = reading.read_job(a_job(), [other, mine], {"pod-uid": "tail"}, [])
     assert job is not None
-    assert (job.key, job.attempt) == (StageKey(Stage.GENERATE, "big"), 2)
+    assert (job.key, job.attempt, job.resource_version) == (StageKey(Stage.GENERATE, "big"), 2, "41")
     assert [(pod.name, pod.log_tail) for pod in job.pods] == [("p", "tail")]
 
 

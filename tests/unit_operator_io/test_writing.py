@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -17,7 +18,8 @@ from kubedistill_api.job import DistillationJob
 from kubedistill_operator.cluster.api import APPLY_PATCH, Api
 from kubedistill_operator.cluster.kinds import Raw, path
 from kubedistill_operator.cluster.kubernetes import KubernetesCluster
-from kubedistill_operator.core.plans import Manifest
+from kubedistill_operator.core.plans import Lease, Manifest, Ref
+from kubedistill_operator.core.ports import ConflictError
 
 SPEC = {
     "teachers": [{"name": "big", "model": {"uri": "hf://acme/big"}, "serving": {}}],
@@ -111,3 +113,22 @@ async def test_the_run_file_of_an_attempt_stands_though_another_version_would_wr
     found = server.objects[path("ConfigMap", "team", "small-prepare-1")]
     assert found["data"] == {"run.json": "as the old operator wrote it"}
     assert len(server.patches) == 1
+
+
+def lease(resource_version: str, workers: int = 0) -> Lease:
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    return Lease(Ref("Job", "small-generate-big-1", "uid-2"), begun, begun, 600, workers, resource_version)
+
+
+async def test_a_lease_that_was_decided_by_an_older_copy_of_the_job_is_refused(
+    server: ApiServer, cluster: KubernetesCluster
+) -> None:
+    where = path("Job", "team", "small-generate-big-1")
+    spec = {"parallelism": 0, "activeDeadlineSeconds": 60}
+    server.objects[where] = {"metadata": {"uid": "uid-2", "resourceVersion": "7"}, "spec": spec}
+    await cluster.lease(JOB, lease("7", workers=3))
+    given = {"parallelism": 3, "activeDeadlineSeconds": 600}
+    assert server.objects[where]["spec"] == given
+    with pytest.raises(ConflictError):
+        await cluster.lease(JOB, replace(lease("7"), seconds=60))
+    assert server.objects[where]["spec"] == given

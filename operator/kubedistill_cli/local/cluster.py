@@ -85,7 +85,10 @@ class LocalCluster:
             self._children.save(self._folder.children)
 
     async def lease(self, job: DistillationJob, lease: Lease) -> None:
-        """Let a Job that was held run. One that is held needs no time here: its teacher dies with this runner."""
+        """Let a Job that was held run. One that is held needs no time here: its teacher dies with this runner.
+
+        It is as it was seen: this runner holds the lock, so nobody else writes it.
+        """
         child = self._children.get("Job", lease.job.name)
         if child is not None and child.uid == lease.job.uid and lease.workers:
             child.manifest["spec"] |= {"parallelism": lease.workers, "activeDeadlineSeconds": lease.seconds}

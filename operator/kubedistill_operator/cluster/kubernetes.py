@@ -158,16 +158,21 @@ class KubernetesCluster:
         await self._api.patch(where, manifest, APPLY_PATCH, query=(("force", "true"),))
 
     async def lease(self, job: DistillationJob, lease: Lease) -> None:
-        """Move a Job's deadline, and give it pods where the lease has any, if it still has this uid.
+        """Move a Job's deadline, and give it pods where the lease has any, if it still is as it was seen.
+
+        A copy that the watch has not brought up to date may show a Job held that was let run since: the time for
+        which a held Job is renewed would then end its generation.
 
         Raises:
-            ConflictError: it has another.
+            ConflictError: it changed since, or another has its name.
         """
         ref = lease.job
         body: dict[str, Any] = {
             "metadata": {"uid": ref.uid},
             "spec": {"activeDeadlineSeconds": lease.deadline_seconds},
         }
+        if lease.resource_version:
+            body["metadata"]["resourceVersion"] = lease.resource_version
         if lease.workers:
             body["metadata"]["annotations"] = {ANNOTATION_STARTED: rfc3339(lease.now)}
             body["spec"]["parallelism"] = lease.workers

@@ -65,6 +65,7 @@ def read_job(
         deleting="deletionTimestamp" in metadata,
         pods=tuple(read_pod(pod, tails.get(pod["metadata"]["uid"], "")) for pod in mine),
         progress=tuple(reports),
+        resource_version=metadata.get("resourceVersion", ""),
     )
 
 

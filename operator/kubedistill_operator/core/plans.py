@@ -32,6 +32,8 @@ class Lease:
     seconds: int
     """From now."""
     workers: int = 0
+    resource_version: str = ""
+    """Of the Job that was looked at: a lease that was decided by an older one is refused. Empty: whatever it is now."""
 
     @property
     def deadline_seconds(self) -> int:

@@ -26,7 +26,11 @@ class Cluster(Protocol):
         ...
 
     async def lease(self, job: DistillationJob, lease: Lease) -> None:
-        """Give a Job its time and its pods, if it still has this uid. Nothing else is touched."""
+        """Give a Job its time and its pods, if it still is as it was seen. Nothing else is touched.
+
+        Raises:
+            ConflictError: it is not; the next pass decides anew.
+        """
         ...
 
     async def delete(self, job: DistillationJob, ref: Ref) -> None:

@@ -80,6 +80,8 @@ class SeenJob:
     """Why the API server has none of its pods, in its words: a quota or a LimitRange binds pods, not Jobs."""
     progress: tuple[ProgressReport, ...] = ()
     """Pulled from the active pods, one report each."""
+    resource_version: str = ""
+    """Of the copy that was read, which may be older than the Job; empty where nobody else writes."""
 
 
 @dataclass(frozen=True)
