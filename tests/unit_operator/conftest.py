@@ -270,8 +270,8 @@ async def one_pass(
     job = cluster.asked
     step = plan(job, await cluster.observe(job), cluster.now, settings)
     writes: list[tuple[str, Any]] = [
-        *((f"apply {m['kind']}", cluster.apply(job, m)) for m in step.apply),
         *((f"lease {lease.job.kind}", cluster.lease(job, lease)) for lease in step.leases),
+        *((f"apply {m['kind']}", cluster.apply(job, m)) for m in step.apply),
         *((f"delete {r.kind}", cluster.delete(job, r)) for r in step.delete),
         *([("status", cluster.write_status(job, step.status))] if step.status != job.status else []),
     ]

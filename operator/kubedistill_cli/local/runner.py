@@ -108,10 +108,10 @@ async def one_pass(cluster: LocalCluster, job: DistillationJob, settings: Settin
     current = await cluster.job(job.metadata.namespace, job.metadata.name) or job
     seen = await cluster.observe(current)
     step = plan(current, seen, datetime.now(UTC), settings)
-    for manifest in step.apply:
-        await cluster.apply(current, manifest)
     for lease in step.leases:
         await cluster.lease(current, lease)
+    for manifest in step.apply:
+        await cluster.apply(current, manifest)
     for ref in step.delete:
         await cluster.delete(current, ref)
     if step.status != current.status:

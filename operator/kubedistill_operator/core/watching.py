@@ -15,6 +15,7 @@ from kubedistill_api.status import (
     StageStatus,
     Status,
 )
+from kubedistill_api.teachers import Serving
 from kubedistill_operator.core import records
 from kubedistill_operator.core.conditions import Reason, with_condition
 from kubedistill_operator.core.leases import let_run, renewed
@@ -28,6 +29,7 @@ from kubedistill_operator.core.seen import JobState, SeenJob, SeenPod
 from kubedistill_operator.core.teaching import BENIGN, Answers, Starts, made, teacher_of
 from kubedistill_operator.core.times import since
 from kubedistill_operator.core.world import World
+from kubedistill_operator.manifests.stage_job import hold_seconds
 
 PATIENCE = timedelta(seconds=5)
 LOOKING = "It looks whether the answers are there already, before their teacher is started."
@@ -64,7 +66,10 @@ def _until_taught(world: World, status: Status, step: Step, attempt: SeenJob) ->
         case Starts(reason, message, apply, again):
             status = with_condition(status, ConditionType.TEACHER_READY, False, reason, message, world.now)
             status = records.going_on(status, step, world.now, reason, message, phase=Phase.STARTING_TEACHER)
-            return Plan(status, apply=apply, leases=renewed(world, step, attempt), check_in=again)
+            # A renewal is due once half of the time is over: a look at each quarter finds it in time.
+            serving = world.job.spec.teacher(step.key.teacher).serving or Serving()
+            soon = min(again, timedelta(seconds=hold_seconds(serving) / 4))
+            return Plan(status, apply=apply, leases=renewed(world, step, attempt), check_in=soon)
         case Broken() as broken:
             text = broken.failure.message
             status = with_condition(status, ConditionType.TEACHER_READY, False, broken.failure.reason, text, world.now)

@@ -67,10 +67,10 @@ async def reconcile(
     if job is None:
         return None  # Garbage collection does the rest: we own no finalizer.
     step = plan(job, await cluster.observe(job), clock(), settings)
+    for lease in step.leases:  # Before a child may be refused, which ends the pass: time does not wait for it.
+        await cluster.lease(job, lease)
     for manifest in step.apply:
         await cluster.apply(job, manifest)
-    for lease in step.leases:
-        await cluster.lease(job, lease)
     for ref in step.delete:
         await cluster.delete(job, ref)
     if step.status != job.status:
