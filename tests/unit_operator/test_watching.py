@@ -175,6 +175,24 @@ def test_a_teacher_that_crashes_again_and_again_is_not_waited_for(kit: Kit) -> N
     assert "RuntimeError: bad flag" in step.status.last_failure.message
 
 
+@pytest.mark.parametrize(
+    ("more", "late"),
+    [
+        ({"replicas_ready": 1}, False),
+        ({"replicas_ready": 1, "asked": True}, True),
+        ({"replicas_ready": 1, "asked": True, "answered": True}, False),
+        ({"replicas_ready": 0}, True),
+    ],
+    ids=["ready-and-not-asked", "ready-and-silent", "ready-and-answering", "not-ready"],
+)
+def test_a_new_operator_asks_a_ready_teacher_before_it_calls_it_late(kit: Kit, more: Any, late: bool) -> None:
+    waits = replace(running(kit, GENERATE), held=True)
+    step = passed(kit, at(kit, GENERATE), waits, 86400, teacher(kit, **{"answered": False, **more}))
+    failure = step.status.last_failure
+    assert (failure is not None) is late
+    assert failure is None or failure.reason == "TeacherNotReady"
+
+
 def test_a_teacher_without_gpus_says_so(kit: Kit) -> None:
     pod = SeenPod(name="t-0", waiting_reason="Unschedulable", waiting_message="Insufficient nvidia.com/gpu")
     waits = replace(running(kit, GENERATE), held=True)

@@ -296,7 +296,7 @@ class KubernetesCluster:
             self._teachers.forget(teacher.uid)
             return replace(teacher, message=_first_complaint(teacher))
         answer = self._teachers.answer(teacher.uid, teacher.url)
-        return replace(teacher, answered=answer.answered, message=answer.message)
+        return replace(teacher, answered=answer.answered, asked=answer.asked, message=answer.message)
 
     def _teacher_changed(self, teacher_uid: str) -> None:
         if job_uid := self._job_of_teacher.get(teacher_uid):

@@ -76,9 +76,10 @@ class Answer:
 
     answered: bool
     message: str = ""
+    asked: bool = True
 
 
-NOT_YET = Answer(answered=False, message="it has not been asked yet")
+NOT_YET = Answer(answered=False, message="it has not been asked yet", asked=False)
 
 
 class TeacherProbe:

@@ -95,6 +95,8 @@ class SeenTeacher:
     replicas_ready: int = 0
     answered: bool = False
     """It answered a completion request when it was last looked at."""
+    asked: bool = False
+    """This process has asked it since it was ready, and knows what came of that."""
     url: str = ""
     """Its base URL as a Generate pod reaches it, ending in `/v1`."""
     message: str = ""

@@ -56,7 +56,9 @@ def teacher_of(world: World, step: Step, attempt: SeenJob) -> Answers | Starts |
     if crashed is not None:
         return _broken(step, attempt, crashed, Reason.TEACHER_CRASHED, _crash(name, crashed))
     age = since(seen.created_at, world.now)
-    if age > timedelta(seconds=serving.startup_timeout_seconds):
+    # A ready one that this process has not asked yet may answer: the operator is new. The question has its own limit.
+    untold = seen.replicas_ready > 0 and not seen.asked
+    if age > timedelta(seconds=serving.startup_timeout_seconds) and not untold:
         text = (
             f"Teacher {name} did not answer a completion within {serving.startup_timeout_seconds} s "
             f"(startupTimeoutSeconds): {_words(seen, waiting)}"
