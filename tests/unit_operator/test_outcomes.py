@@ -128,3 +128,19 @@ def test_a_success_that_nobody_read_is_asked_again() -> None:
     found = outcome(replace(JOB, state=JobState.SUCCEEDED, pods=()))
     assert isinstance(found, Broken)
     assert (found.failure.reason, found.remedy) == ("ResultMissing", Remedy.RETRY)
+
+
+@pytest.mark.parametrize(("look", "missing", "whole"), [(False, 0, True), (False, 2, False), (True, 2, True)])
+def test_a_worker_that_ended_before_the_others_does_not_speak_for_the_whole(
+    look: bool, missing: int, whole: bool
+) -> None:
+    part = GenerateResult(
+        input_digest="i", output_digest="o", folder="f", teacher="big", ledger=Ledger(), missing_shards=missing
+    )
+    key = StageKey(Stage.GENERATE, "big")
+    pods = (pod(0, phase="Succeeded", result=part), pod(0, phase="Succeeded", index=1))
+    found = outcome(replace(JOB, key=key, state=JobState.SUCCEEDED, look=look, pods=pods))
+    assert isinstance(found, Done) is whole
+    if not whole:
+        assert isinstance(found, Broken)
+        assert (found.failure.reason, found.remedy) == ("ResultMissing", Remedy.RETRY)

@@ -58,7 +58,7 @@ def outcome(job: SeenJob) -> Outcome:
     """What became of an attempt."""
     if job.state is JobState.SUCCEEDED:
         result = _result(job)
-        return Done(job, result) if result is not None else _unread(job)
+        return Done(job, result) if result is not None and _is_whole(job, result) else _unread(job)
     if job.state is JobState.FAILED:
         return _broken(job)
     return Going(job)
@@ -72,6 +72,11 @@ def _result(job: SeenJob) -> Success | None:
 
 def _rows(result: Success) -> int:
     return result.ledger.accepted + result.ledger.rejected if isinstance(result, GenerateResult) else 0
+
+
+def _is_whole(job: SeenJob, result: Success) -> bool:
+    """Whether it tells of all: a worker that ended early does not, and a look need not."""
+    return job.look or not isinstance(result, GenerateResult) or not result.missing_shards
 
 
 def _unread(job: SeenJob) -> Broken:
