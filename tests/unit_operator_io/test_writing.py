@@ -102,7 +102,13 @@ async def cluster(server: ApiServer) -> AsyncIterator[KubernetesCluster]:
 def run_file(text: str) -> Manifest:
     owners = [{**OWNER, "controller": True}]
     metadata = {"name": "small-prepare-1", "namespace": "team", "ownerReferences": owners}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": {"run.json": text}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "immutable": True,
+        "data": {"run.json": text},
+    }
 
 
 async def test_the_run_file_of_an_attempt_stands_though_another_version_would_write_it_differently(

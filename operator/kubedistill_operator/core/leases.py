@@ -34,6 +34,4 @@ def let_run(world: World, attempt: SeenJob) -> Lease:
 
 def _lease(world: World, attempt: SeenJob, seconds: int, workers: int = 0) -> Lease:
     begun = attempt.clock_from or attempt.created_at or world.now
-    return Lease(
-        Ref("Job", attempt.name, attempt.uid), begun, world.now, seconds, workers, attempt.resource_version
-    )
+    return Lease(Ref("Job", attempt.name, attempt.uid), begun, world.now, seconds, workers, attempt.resource_version)
