@@ -36,6 +36,14 @@ def test_numbers_match_exactly_however_they_are_written():
     assert accuracy.student == 0.5, "the last question has no label"
 
 
+@pytest.mark.parametrize("metric", [Metric.ACCURACY, Metric.EXACT_MATCH])
+def test_of_a_reasoned_number_the_first_after_the_word_counts(metric):
+    reasoned = ["9*2=18\nAnswer: 18 (9 eggs at $2 each)", "18 (9 eggs at $2 each)"]
+    by = yardstick(Task.MATH, ["18", "18"], reasoned, Reasoning.CHAIN_OF_THOUGHT)
+    found = number(metric, by, reasoned)
+    assert (found.student, found.teacher) == (1.0, 1.0)
+
+
 def test_other_texts_match_as_they_did():
     by = yardstick(Task.QUESTION_ANSWERING, ["", ""], ["Paris.", "It makes 3"])
     assert number(Metric.EXACT_MATCH, by, ["paris", "3"]).student == 0.5

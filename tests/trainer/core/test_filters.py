@@ -72,6 +72,12 @@ CASES = {
     "the-thought-is-not-the-answer": (
         an_answer("Not 5.\nAnswer: 6"), led(Task.MATH, THOUGHT, "5"), Reject.LABEL_MISMATCH,
     ),
+    "the-number-after-answer-is-the-answer": (
+        an_answer("9*2=18\nAnswer: 18 (9 eggs at $2 each)"), led(Task.MATH, THOUGHT, "18"), None,
+    ),
+    "the-last-number-is-not-the-answer": (
+        an_answer("9*2=18\nAnswer: 18 (9 eggs at $2 each)"), led(Task.MATH, THOUGHT, "2"), Reject.LABEL_MISMATCH,
+    ),
     "thought-without-answer": (an_answer("2 and 3 make 5."), led(Task.MATH, THOUGHT, "5"), Reject.UNPARSABLE),
     "thought-and-label": (
         an_answer("It is not shipping.\nAnswer: billing"), led(Task.CLASSIFICATION, THOUGHT), None,

@@ -107,6 +107,23 @@ def test_a_student_that_was_never_told_is_taken_at_its_word():
     assert DENSE.said_by_student("A summary.") == "A summary."
 
 
+JUDGED = {
+    "behind-the-word": ("9*2=18\nAnswer: 18 (9 eggs at $2 each)", "Answer: 18 (9 eggs at $2 each)"),
+    "learned-without-the-word": ("18 (9 eggs at $2 each)", "Answer: 18 (9 eggs at $2 each)"),
+    "learned-with-a-currency": ("$18, because 9.5 is no price", "Answer: $18, because 9.5 is no price"),
+    "never-told": ("She sells 9 eggs at $2. It is 18.", "She sells 9 eggs at $2. It is 18."),
+    "several-sentences": ("16 eggs are laid. 9 * 2 = 18.", "16 eggs are laid. 9 * 2 = 18."),
+    "thinking-tags-alone": ("<think>Answer: 1</think>It is 42.", "It is 42."),
+}
+
+
+@pytest.mark.parametrize(("text", "judged"), JUDGED.values(), ids=JUDGED)
+def test_a_number_is_judged_behind_its_lead_in(text, judged):
+    assert THOUGHT.judged(text) == judged
+    assert Guidance(Task.MATH).judged(text) == text
+    assert Guidance(Task.CONVERSATION, Reasoning.CHAIN_OF_THOUGHT).judged(text) == THOUGHT.said_by_student(text)
+
+
 GOOD = '[{"missing": "a", "summary": "One."}, {"missing": "b", "summary": "One and two."}]'
 CHAINS = {
     "as-asked": (GOOD, "One and two."),

@@ -61,8 +61,8 @@ class Yardstick:
         return [label or answer for label, answer in zip(self.expected, self.teacher, strict=True)]
 
     def proper(self, texts: Sequence[str]) -> list[str]:
-        """Answers without the reasoning before them."""
-        return [self.guidance.said_by_student(text) for text in texts]
+        """Answers without the reasoning before them, as they are judged."""
+        return [self.guidance.judged(text) for text in texts]
 
     def same(self, one: str, other: str) -> bool:
         """Whether two answers are equal: as numbers where numbers are asked for, else but for their dress."""

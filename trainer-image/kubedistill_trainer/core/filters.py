@@ -65,6 +65,10 @@ class Asked:
         """The answer without the reasoning before it; empty if it cannot be told from it."""
         return self.guidance.answer_in(answer.text) or ""
 
+    def judged(self, answer: Answer) -> str:
+        """The answer proper as labels and numbers are read from it."""
+        return self.guidance.judged(answer.text) if self.proper(answer) else ""
+
 
 def is_empty(answer: Answer, asked: Asked) -> bool:
     return not answer.text.strip()
@@ -93,7 +97,8 @@ def is_unparsable(answer: Answer, asked: Asked) -> bool:
     if not proper:
         return True
     choice = asked.task is Task.QUESTION_ANSWERING and asked.label is not None and is_choice(asked.label)
-    return (choice or asked.task is Task.MATH) and said(proper, asked.task, reference=asked.label) is None
+    read = said(asked.judged(answer), asked.task, reference=asked.label)
+    return (choice or asked.task is Task.MATH) and read is None
 
 
 def is_too_long(answer: Answer, asked: Asked) -> bool:
@@ -107,7 +112,7 @@ def is_out_of_label_set(answer: Answer, asked: Asked) -> bool:
 
 def is_label_mismatch(answer: Answer, asked: Asked) -> bool:
     wanted = asked.label if asked.filters.matches_labels(asked.task) else None
-    return wanted is not None and not agrees(asked.proper(answer), wanted, asked.task, asked.labels)
+    return wanted is not None and not agrees(asked.judged(answer), wanted, asked.task, asked.labels)
 
 
 def is_duplicate(answer: Answer, asked: Asked) -> bool:

@@ -111,6 +111,18 @@ class Guidance:
             return text
         return _after_thought(text) or text
 
+    def judged(self, text: str) -> str:
+        """The answer in a text, as it is read for judging: a number stands behind "Answer:" again.
+
+        Without it the last number would count, and "Answer: 18 (9 eggs at $2 each)" would come to 2. A student that
+        learned the answer only leaves "Answer:" out: there it is added to one sentence that begins with a number.
+        """
+        answer = self.said_by_student(text)
+        if self.task is not Task.MATH or self.reasoning is not Reasoning.CHAIN_OF_THOUGHT:
+            return answer
+        marked = _ANSWER.search(text.rpartition(_THOUGHT_ENDS)[2]) is not None
+        return f"Answer: {answer}" if marked or _NUMBER_FIRST.fullmatch(answer) else answer
+
 
 _ANSWER = re.compile(
     r"^[ \t>#]*(?P<open>\*\*|__|\*|_)?(?:the\s+)?(?:final\s+)?answer(?P<before>\*\*|__|\*|_)?[ \t]*[:：]"
@@ -118,6 +130,8 @@ _ANSWER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _THOUGHT_ENDS = "</think>"
+_NUMBER_FIRST = re.compile(r"[^\w\n]{0,6}\d(?:[^.!?\n]|[.!?](?!\s))*\s*", re.ASCII)
+"""One sentence that begins with a number."""
 
 
 def _after_thought(reply: str) -> str | None:

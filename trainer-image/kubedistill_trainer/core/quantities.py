@@ -1,9 +1,10 @@
 r"""The number that an answer comes to, however it is written: "$1,200.50", "−3", "1.5 × 10^3", "\frac{3}{4}", "25 %".
 
-Where it stands: in the last `\boxed{}`; after `####` (the labels of GSM8K); after the last "the answer is"; else it is
-the last number of the text. How it is read, where two readings are possible: "1,234" has a thousands separator and
-"1.234" a decimal point, as in English; "1.234,5", "0,125" and "12,5" can only have decimal commas. Units are not
-converted, and roots and multiples of π are no numbers. Numbers are exact fractions: nothing is rounded.
+Where it stands: in the last `\boxed{}`; in a last line after `####` (the labels of GSM8K; elsewhere `####` is a
+heading); after the last "the answer is" that a number follows; else it is the last number of the text. How it is read,
+where two readings are possible: "1,234" has a thousands separator and "1.234" a decimal point, as in English;
+"1.234,5", "0,125" and "12,5" can only have decimal commas. Units are not converted, and roots and multiples of π are
+no numbers. Numbers are exact fractions: nothing is rounded.
 """
 
 from __future__ import annotations
@@ -43,19 +44,19 @@ def number_in(text: str) -> Number | None:
     """The number that an answer or a label comes to; None if there is none, or one that cannot be read."""
     plain = _plain(text)
     if (boxed := _last_box(plain)) is not None:
-        found = _numbers(boxed)
+        found = _numbers(f"={boxed}")
         return found[-1] if found and None not in found else None
-    if marks := list(_HASHES.finditer(plain)):
-        return next(iter(_numbers(marks[-1].group(1))), None)
-    for mark in reversed(list(_STATED.finditer(plain))):
-        rest = plain[mark.end() :].lstrip(" \n\t:*$")
-        if rest and not _DENIED.match(rest):
-            return _stated(rest)
-    found = _numbers(plain)
+    if (last_line := _HASHES.search(plain)) and (found := _numbers(f"={last_line[1]}")):
+        return found[0]
+    stated = [rest for mark in _STATED.finditer(plain) if (rest := _what_follows(plain, mark))]
+    for rest in reversed(stated):
+        if found := _stated(rest):
+            return found[0]
+    found = _numbers(stated[-1] if stated else plain)
     return found[-1] if found else None
 
 
-_HASHES = re.compile(r"####\s*([^\n]+)")
+_HASHES = re.compile(r"####[ \t]*([^\n]+)\s*\Z")
 _STATED = re.compile(
     r"\b(?:answer|final\s+(?:result|solution|value|number))\b(?:\s+to\s+[^.:\n]{1,80}?)?\W{0,4}?"
     r"(?:\b(?:is|was|would\s+be|will\s+be|should\s+be|equals|comes\s+to)\b|[:=])",
@@ -67,14 +68,23 @@ _CLAUSE_ENDS = re.compile(
 )
 
 
-def _stated(rest: str) -> Number | None:
-    """What follows "the answer is": the number of its first clause, of an equation the right-hand side."""
+def _what_follows(plain: str, mark: re.Match[str]) -> str:
+    """What follows "the answer is"; empty if it says what the answer is not.
+
+    It begins with "=", so that the minus of "The answer is - 5" is a sign; at the start of a line it may be a bullet.
+    """
+    rest = plain[mark.end() :].lstrip(" \n\t:*$")
+    between = plain[mark.end() : len(plain) - len(rest)]
+    if not rest or _DENIED.match(rest):
+        return ""
+    return rest if between.rstrip(" \t").endswith("\n") else f"={rest}"
+
+
+def _stated(rest: str) -> list[Number | None]:
+    """The numbers of the first clause after "the answer is", of an equation those of the right-hand side."""
     clause = _CLAUSE_ENDS.split(rest, maxsplit=1)[0]
-    for part in (clause.rpartition("=")[2], clause):
-        if found := _numbers(part):
-            return found[0]
-    found = _numbers(rest)
-    return found[-1] if found else None
+    _, equals, right = clause.rpartition("=")
+    return _numbers(equals + right) or _numbers(clause)
 
 
 def _last_box(plain: str) -> str | None:
@@ -206,6 +216,7 @@ _TEX = (
     (re.compile(r"\^\s*\{\s*([-+]?\d+)\s*\}"), r"^\1"),
     (re.compile(r"\\[\[\]()]"), " "),
 )
+_BOLD = re.compile(r"(?<![\w)*])\*\*(?=[^\s*])([^*\n]+)(?<!\s)\*\*(?!\*)")
 _SIMPLE = r"\s*(-?[\d.,]*\d)\s*"
 _FRACTION = re.compile(rf"(?P<whole>\d\s*)?\\[dt]?frac\s*(?:\{{{_SIMPLE}\}}|(\d)|\s(\d))\s*(?:\{{{_SIMPLE}\}}|(\d))")
 _ANY_FRACTION = re.compile(r"\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}")
@@ -217,6 +228,7 @@ def _plain(text: str) -> str:
     """The text with one way to write each thing: ASCII digits and signs, a/b for fractions, ^ for powers."""
     plain = "".join(map(_letter, text))
     plain = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda found: "^" + found[0].translate(_POWERS), plain)
+    plain = _BOLD.sub(r" \1 ", plain)  # or "**18** (9 eggs)" would be a power
     for pattern, instead in _TEX:
         plain = pattern.sub(instead, plain)
     plain = _ANY_FRACTION.sub(chr(0xE000), _FRACTION.sub(_over, plain))
