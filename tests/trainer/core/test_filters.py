@@ -88,6 +88,16 @@ CASES = {
     "thought-that-refuses": (
         an_answer("I'm sorry, but I can't help with that."), led(Task.MATH, THOUGHT), Reject.REFUSAL,
     ),
+    "refusal-after-the-thought": (
+        an_answer("This could be unsafe.\nAnswer: I'm sorry, but I can't help with that."),
+        led(Task.CONVERSATION, THOUGHT),
+        Reject.REFUSAL,
+    ),
+    "refusal-after-thinking-tags": (
+        an_answer("<think>This could be unsafe.</think>I'm sorry, but I can't assist with that."),
+        led(Task.CONVERSATION, THOUGHT),
+        Reject.REFUSAL,
+    ),
     "chain-of-summaries-does-not-loop": (an_answer(CHAIN), led(Task.SUMMARIZATION, DENSE), None),
     "chain-whose-last-summary-loops": (
         an_answer('[{"summary": "' + "and so on " * 30 + '"}]'), led(Task.SUMMARIZATION, DENSE), Reject.REPETITIVE,

@@ -83,7 +83,8 @@ def is_too_short(answer: Answer, asked: Asked) -> bool:
 
 
 def is_refusal(answer: Answer, asked: Asked) -> bool:
-    return asked.filters.drop_refusals and refuses(answer.text)
+    """Of a reasoned answer the reasoning may decline, or only what follows it."""
+    return asked.filters.drop_refusals and (refuses(answer.text) or refuses(asked.proper(answer)))
 
 
 def is_repetitive(answer: Answer, asked: Asked) -> bool:
