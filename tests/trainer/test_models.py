@@ -92,7 +92,7 @@ def hub(tmp_path: Path, tiny_folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     "student", [{"model": {"uri": "hf://acme/tiny"}}, {"prunedFrom": {"teacher": "big", "layers": 1}}]
 )
-def test_training_and_evaluation_start_from_the_commit_that_prepare_found(
+def test_the_student_and_the_teacher_beside_it_are_of_the_commit_that_prepare_found(
     hub: dict[str, str], tmp_path: Path, student: dict[str, Any]
 ) -> None:
     """In a process of its own: the hub's library reads its environment when it is imported."""
@@ -103,7 +103,7 @@ def test_training_and_evaluation_start_from_the_commit_that_prepare_found(
         [sys.executable, "-c", LOOK, place.root, json.dumps(student), json.dumps(teachers)],
         env=hub, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert [Path(line).name for line in said.stdout.split()] == [OLD, NEW], said.stderr
+    assert [Path(line).name for line in said.stdout.split()] == [OLD, NEW, OLD], said.stderr
 
 
 LOOK = """
@@ -112,9 +112,11 @@ from kubedistill_api.base import Stage
 from kubedistill_api.run import TrainRun
 from kubedistill_api.student import Student
 from kubedistill_api.teachers import ModelRef, Teacher
+from kubedistill_api.training import Objective, Training
 from kubedistill_trainer.models import fetch_model
 from kubedistill_trainer.progress import ProgressBoard
 from kubedistill_trainer.runtime import StageContext
+from kubedistill_trainer.stages.train import _teacher_beside
 from kubedistill_trainer.store.workspace import Workspace
 from kubedistill_trainer.students import fetch_source
 
@@ -124,7 +126,9 @@ run = TrainRun.model_construct(
     student=Student.model_validate(json.loads(student)),
     teachers=[Teacher.model_validate(teacher) for teacher in json.loads(teachers)],
     prepared="prepared",
+    training=Training.model_construct(objective=Objective.model_validate({"hiddenStates": {}})),
 )
 print(fetch_source(run, context))
 print(fetch_model(ModelRef(uri="hf://acme/tiny"), context))
+print(_teacher_beside(run, context))
 """

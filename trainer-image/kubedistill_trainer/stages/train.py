@@ -24,7 +24,7 @@ from kubedistill_api.run import TrainRun
 from kubedistill_api.training import ObjectiveType, Precision
 from kubedistill_trainer import engine, export
 from kubedistill_trainer.errors import BadConfiguration, BadData
-from kubedistill_trainer.models import fetch_model, load_model, load_tokenizer
+from kubedistill_trainer.models import fetch_pinned, load_model, load_tokenizer
 from kubedistill_trainer.ranks import run_together
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.stages.train_rank import News, Outcome, RankWork
@@ -154,13 +154,13 @@ def _examples(run: TrainRun, context: StageContext, local: Path, split: Split) -
 
 
 def _teacher_beside(run: TrainRun, context: StageContext) -> Path | None:
-    """The teacher's weights, where the objective looks inside it."""
+    """The teacher's weights at the commit that answered, where the objective looks inside it."""
     if not run.training.objective.looks_inside:
         return None
-    ref = run.teachers[0].model
-    assert ref is not None, "a rule of the API"
+    teacher = run.teachers[0]
+    assert teacher.model is not None, "a rule of the API"
     context.progress.update(message="fetching the teacher")
-    return fetch_model(ref, context)
+    return fetch_pinned(teacher.model, f"teacher:{teacher.name}", run.prepared, context)
 
 
 def _newest(checkpoints: Checkpoints, context: StageContext) -> Checkpoint | None:
