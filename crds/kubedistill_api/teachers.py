@@ -24,8 +24,9 @@ OWNED_VLLM_FLAGS = (
     "--max-model-len",
     "--max-logprobs",
     "--revision",
+    "--generation-config",
 )
-"""Flags of vLLM that are written from the spec's own fields."""
+"""Flags of vLLM that are written from the spec's own fields, or that would change how the teacher samples."""
 
 
 class ModelRef(Model):

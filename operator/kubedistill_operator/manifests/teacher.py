@@ -83,6 +83,9 @@ def vllm_arguments(teacher: Teacher, serving: Serving, generation: Generation, r
         f"--served-model-name={SERVED_NAME}",
         f"--port={PORT}",
         f"--max-logprobs={max(generation.top_k, MIN_LOGPROBS)}",
+        # Else the model's generation_config.json adds a top-k, min-p or repetition penalty that the spec does not name,
+        # and the sampled tail is biased.
+        "--generation-config=vllm",
     ]
     pinned = revision or (teacher.model.revision if teacher.model else "")
     if pinned and _scheme(teacher) == "hf":

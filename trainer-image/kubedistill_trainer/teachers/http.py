@@ -24,7 +24,7 @@ import httpx
 
 from kubedistill_trainer.errors import BadConfiguration, NotFound, Transient
 from kubedistill_trainer.store.shards import Signal
-from kubedistill_trainer.teachers.logprobs import signal_of, token_id
+from kubedistill_trainer.teachers.logprobs import candidates_of, signal_of, token_id
 from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode
 from kubedistill_trainer.teachers.rates import Rates
 from kubedistill_trainer.teachers.servers import RETRIED, Server, credential_refused, words_of
@@ -138,7 +138,9 @@ class HttpTeacher:
             )
         scored = positions[len(prompt) :]
         rows = [{int(token): float(item["logprob"]) for token, item in position.items()} for position in scored]
-        return signal_of(rows, answer, self._sampling.k)
+        k = self._sampling.k
+        named = [candidates_of(row, token, k) for row, token in zip(rows, answer, strict=True)]
+        return signal_of(named, [row[token] for row, token in zip(rows, answer, strict=True)], k)
 
     async def _answer_in_text(self, client: httpx.AsyncClient, request: Request) -> Outcome:
         """Any server: a chat in, text out; its own logprobs if they are wanted."""
@@ -155,14 +157,15 @@ class HttpTeacher:
         counted = int((reply.get("usage") or {}).get("completion_tokens") or 0)
         if not self._sampling.k:
             return Answered(text, complete, tokens=counted)
-        ids, rows = self._tokens_of(choice)
+        ids, rows, written = self._tokens_of(choice)
         if complete and len(self._ended(ids, complete)) > len(ids):
             ids = self._ended(ids, complete)  # most servers keep the end and its scores to themselves:
             rows.append({ids[-1]: 0.0})  # it was written, so it is taken as certain
-        return Answered(text, complete, tuple(ids), signal_of(rows, ids, self._sampling.k), len(ids))
+            written.append(0.0)
+        return Answered(text, complete, tuple(ids), signal_of(rows, written, self._sampling.k), len(ids))
 
-    def _tokens_of(self, choice: Mapping[str, Any]) -> tuple[list[int], list[dict[int, float]]]:
-        """Ids and candidates of an answer, its tokens' texts found again in the teacher's tokenizer."""
+    def _tokens_of(self, choice: Mapping[str, Any]) -> tuple[list[int], list[dict[int, float]], list[float]]:
+        """Ids, candidates and own logprobs of an answer's tokens, whose texts are found again in the tokenizer."""
         content = (choice.get("logprobs") or {}).get("content")
         if not content:
             raise BadConfiguration(
@@ -170,6 +173,7 @@ class HttpTeacher:
             )
         ids: list[int] = []
         rows: list[dict[int, float]] = []
+        written: list[float] = []
         for item in content:
             token = self._id_of(item)
             if token is None:
@@ -180,12 +184,11 @@ class HttpTeacher:
                 )
             ids.append(token)
             candidates = ((self._id_of(each), float(each["logprob"])) for each in item.get("top_logprobs") or [])
-            rows.append(
-                {each: logprob for each, logprob in candidates if each is not None} | {token: float(item["logprob"])}
-            )
+            rows.append({each: logprob for each, logprob in candidates if each is not None})
+            written.append(float(item["logprob"]))
             if token in self._ends:
                 break
-        return ids, rows
+        return ids, rows, written
 
     def _ended(self, ids: Sequence[int], complete: bool) -> list[int]:
         """The tokens up to the first end, which a complete answer always has."""

@@ -11,21 +11,29 @@ from kubedistill_trainer.core.signals import tail_logprob
 from kubedistill_trainer.store.shards import NO_LOGPROB, Signal
 
 
-def signal_of(rows: Sequence[Mapping[int, float]], answer: Sequence[int], k: int) -> Signal:
+def candidates_of(row: Mapping[int, float], written: int, k: int) -> dict[int, float]:
+    """The candidates in a row of vLLM, which adds the written token where it is not among the K likeliest."""
+    return {token: logprob for token, logprob in row.items() if len(row) <= k or token != written}
+
+
+def signal_of(rows: Sequence[Mapping[int, float]], written_N: Sequence[float], k: int) -> Signal:
     """Stored form of a server's logprobs: the K likeliest of each position, and the token that was written.
 
-    Servers add the written token where it is not among the K; it is no candidate then. Some give fewer than K.
+    `rows`: for each position, the candidates that the server named; some name fewer than K. The written token is none
+    of them for being written: a candidate that was chosen by the draw would bias the sampled tail.
+    `written_N`: the written tokens' own logprobs.
     """
-    ids_NK = np.full((len(answer), k), -1, dtype=np.int32)
-    logprobs_NK = np.full((len(answer), k), NO_LOGPROB, dtype=np.float16)
-    tail_N = np.zeros(len(answer), dtype=np.float32)
-    target_N = np.zeros(len(answer), dtype=np.float32)
-    for position, (row, token) in enumerate(zip(rows, answer, strict=True)):
+    count = len(written_N)
+    ids_NK = np.full((count, k), -1, dtype=np.int32)
+    logprobs_NK = np.full((count, k), NO_LOGPROB, dtype=np.float16)
+    tail_N = np.zeros(count, dtype=np.float32)
+    target_N = np.zeros(count, dtype=np.float32)
+    for position, (row, written) in enumerate(zip(rows, written_N, strict=True)):
         best = sorted(row.items(), key=lambda item: -item[1])[:k]
         ids_NK[position, : len(best)] = [each for each, _ in best]
         logprobs_NK[position, : len(best)] = [max(logprob, NO_LOGPROB) for _, logprob in best]
         tail_N[position] = tail_logprob([logprob for _, logprob in best])
-        target_N[position] = max(row[token], NO_LOGPROB)
+        target_N[position] = max(written, NO_LOGPROB)
     return Signal(ids_NK, logprobs_NK, tail_N, target_N)
 
 
