@@ -46,6 +46,8 @@ def test_an_answer_that_names_no_one_label_has_none(text):
     assert label_in(text, LABELS) is None
 
 
+SPAM = ("spam", "ham")
+YES_NO = ("yes", "no")
 NLI = ("entailment", "neutral", "contradiction")
 OTHER_SETS = {
     "nli": ("The premise entails it: **Entailment**.", NLI, "entailment"),
@@ -62,6 +64,18 @@ OTHER_SETS = {
     "case-tells-apart": ("us", ("US", "us"), "us"),
     "another-alphabet": ("Ответ: ДА", ("да", "нет"), "да"),
     "chinese": ("“矛盾”。", ("蕴含", "中立", "矛盾"), "矛盾"),
+    "denied-with-a-curly-apostrophe": ("This isn’t spam.", SPAM, None),
+    "denied-by-a-prefix": ("Non-toxic", ("toxic", "benign"), None),
+    "none-detected": ("No hate speech detected.", ("hate speech", "harmless"), None),
+    "cannot-be-called-so": ("I cannot call this positive.", ("positive", "negative"), None),
+    "a-line-with-a-lead-in": (
+        "The review starts out positive.\nLabel: negative", ("positive", "negative"), "negative",
+    ),
+    "the-last-lead-in": ("Answer: positive?\nAnswer: negative", ("positive", "negative"), "negative"),
+    "no-and-a-denial": ("No, this is not spam.", YES_NO, "no"),
+    "yes-and-a-denial": ("Yes, this is not spam.", YES_NO, "yes"),
+    "a-denial-of-yes": ("I would not say yes", YES_NO, None),
+    "no-and-then-yes": ("No, or rather yes", YES_NO, None),
     "twice-in-the-set": ("Yes", ("yes", "yes"), "yes"),
 }  # fmt: skip
 
@@ -112,6 +126,27 @@ CHOICES = {
     "I do not know": None,
     "": None,
     "The answer is obvious": None,
+    "Option A is wrong because it is too hot. The answer is B.": "B",
+    "Answer A is tempting, but the correct answer is C.": "C",
+    "X-rays are electromagnetic waves, so the answer is B.": "B",
+    "E. coli is a bacterium. The answer is D.": "D",
+    "U.S. law applies, so the answer is (C).": "C",
+    "Answer: b": "B",
+    "B, because Paris is the capital.": "B",
+    r"\boxed{B}": "B",
+    r"Option A is close, but \boxed{\text{B}}": "B",
+    "Answer: I think it is B": "B",
+    "**Answer:** **B**": "B",
+    "Answer: C. Wait.\nAnswer: D": "D",
+    "The answer is not A but B.": "B",
+    "The answer is not A.": None,
+    "The answer is A or B.": None,
+    "The answer is a dog.": None,
+    "The answer is A dog.": None,
+    "It is option A or option B": None,
+    "X-rays are waves": None,
+    "Answer: I'm sure it's D.": "D",
+    "C. Paris": "C",
 }
 
 

@@ -14,11 +14,22 @@ from kubedistill_trainer.core.quantities import number_in
 _LEAD_IN = re.compile(
     r"^(?:final |correct |predicted )?(?:answer|label|category|class|intent|topic|sentiment)\s*(?:is\b|[:=-])\s*"
 )
-_CHOICE_ALONE = re.compile(r"^\W*([A-Za-z])(?:\W*$|[).:\]]|\s*[\n-])")
-_CHOICE_NAMED = re.compile(
-    r"(?i:\b(?:answer|option|choice)\b\W*(?:is\b)?\W*(?:option\b)?\W*)(?:([A-Z])\b|(?<=\()([a-z])(?=\)))"
+_ENDS = r"(?=[*_\s]*(?:$|[.,;:!?)\]}\n]|\(|[-–—]\s|(?:because|since|as|for|but|not|and|or)\b))"
+_LETTER = rf"(?:\(([A-Za-z])\)|([B-HJ-Z])\b(?!['’-])|([A-Za-z]){_ENDS})"
+"""Of a choice. "A", "I" and small letters may be words: they count where something ends after them."""
+_OR_ANOTHER = r"(?!\W*(?:and|or|/|&)\W*[A-Za-z]\b)"
+_ANSWER_IS = re.compile(r"\banswer\b\W{0,4}?(?:(?:is|was|would be|should be|must be)\b|[:=]|\s[-–—]\s)", re.IGNORECASE)
+_CHOSEN = re.compile(rf"[\W_]*(?:(?i:option|choice|letter)\b[\W_]*)?(?<![A-Za-z]){_LETTER}{_OR_ANOTHER}")
+_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\W*([A-Za-z])\W*\}")
+_ALONE = re.compile(r"^\W*([A-Za-z])(?:\W*$|[)\]:]|[^\w\n]*\n|,?\s+(?:because|since)\b)")
+_OPTION = re.compile(
+    rf"(?<!not )\b(?i:answer|option|choice)\b\W*{_LETTER}"
+    r"(?!\W*(?i:is|was|seems|looks)\s+(?i:not|wrong|incorrect|false|tempting|unlikely|too)\b)"
 )
-_NEGATED = re.compile(r"\b(?:not|neither|nor|never)\b|n't\b")
+_MENTIONED = re.compile(rf"(?<![\w'’-])(?<!\bnot ){_LETTER}")
+_FIRST = re.compile(r"^\W*([A-Za-z])(?:\.\s|\s+[-–—]\s|,\s)")
+_NEGATED = re.compile(r"\b(?:not|no|non|neither|nor|never|without|lacks?|cannot|hardly)\b|n['’]t\b")
+_OPENING = re.compile(r"(yes|no|true|false)\s*[,.;:!–—-]")
 _LONGEST_STATEMENT = 12  # words: "This message belongs to the category billing." is one, an essay is not
 
 
@@ -51,10 +62,14 @@ def agrees(text: str, reference: str, task: Task, labels: Sequence[str] = ()) ->
 
 def normalized(text: str) -> str:
     """Blind to case, spacing, Markdown emphasis and quotes, outer punctuation, and a lead-in such as "Answer:"."""
+    return _LEAD_IN.sub("", _undressed(text)).strip(string.punctuation + " ")
+
+
+def _undressed(text: str) -> str:
+    """Normalised, but with its lead-in."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     plain = " ".join(re.sub(r"[*`\"“”]+", " ", plain).split())
-    plain = _LEAD_IN.sub("", plain.strip(string.punctuation + " ").removeprefix("the "))
-    return plain.strip(string.punctuation + " ")
+    return plain.strip(string.punctuation + " ").removeprefix("the ")
 
 
 _FORMS: tuple[Callable[[str], str], ...] = (
@@ -66,19 +81,21 @@ _FORMS: tuple[Callable[[str], str], ...] = (
 
 
 def label_in(text: str, labels: Sequence[str]) -> str | None:
-    """The one label that the answer names: alone, alone on its first line, or in a short first statement.
+    """The one label that the answer names: alone, alone on a line, or in a short statement. The line is the last one
+    with a lead-in such as "Label:", else the first.
 
     Labels that only case or punctuation tells apart ("C" and "C++") are told apart where the answer is exactly one of
     them; where it could be either, it is neither.
     """
     lines = text.strip().splitlines() or [""]
+    line = next((line for line in reversed(lines) if _LEAD_IN.match(_undressed(line))), lines[0])
     looks = _by_form(tuple(labels))
-    for part in (text, lines[0]):
+    for part in (text, line):
         for form, by_form in zip(_FORMS, looks, strict=True):
             alike = by_form.get(form(part), [])
             if len(alike) == 1:
                 return alike[0]
-    return _label_named(normalized(lines[0]), looks[-1])
+    return _label_named(normalized(line), looks[-1])
 
 
 @lru_cache(maxsize=8)
@@ -98,13 +115,15 @@ def _label_named(statement: str, by_form: Mapping[str, Sequence[str]]) -> str | 
     """
     if len(statement.split()) > _LONGEST_STATEMENT:
         return None
+    opening = _OPENING.match(statement)
     named: list[Sequence[str]] = []
     for form in sorted(by_form, key=len, reverse=True):
         if form in statement:
             rest = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "|", statement)
             named += [by_form[form]] if rest != statement else []
             statement = rest
-    clear = len(named) == 1 and len(named[0]) == 1 and not _NEGATED.search(statement)
+    answered = opening is not None and [by_form.get(opening[1])] == named  # "No, this is not spam."
+    clear = len(named) == 1 and len(named[0]) == 1 and (answered or not _NEGATED.search(statement))
     return named[0][0] if clear else None
 
 
@@ -114,6 +133,35 @@ def is_choice(reference: str) -> bool:
 
 
 def choice_in(text: str) -> str | None:
-    """The letter that an answer chooses: "B", "(B) Paris", "The answer is B". None for "A dog barked"."""
-    found = _CHOICE_ALONE.match(text.strip()) or _CHOICE_NAMED.search(text)
-    return next(filter(None, found.groups())).upper() if found else None
+    """The letter that an answer chooses: "B", "(B) Paris", "The answer is B". None for "A dog barked".
+
+    The last "answer is" that a letter follows counts; else the last box, a letter alone, options if all that are
+    named are the same, and at last a letter that the text begins with: "E. coli" does, too.
+    """
+    for mark in reversed(list(_ANSWER_IS.finditer(text))):
+        if letter := _letter_stated(text[mark.end() :]):
+            return letter
+    if boxes := _BOXED.findall(text):
+        return str(boxes[-1]).upper()
+    if alone := _ALONE.match(text.strip()):
+        return alone[1].upper()
+    if options := _letters(_OPTION, text):
+        return options.pop() if len(options) == 1 else None
+    first = _FIRST.match(text.strip())
+    return first[1].upper() if first else None
+
+
+def _letter_stated(rest: str) -> str | None:
+    """The letter right after "the answer is", or the only one in that sentence: "I think it is B"."""
+    if found := _CHOSEN.match(rest):
+        return _letter(found)
+    letters = _letters(_MENTIONED, re.split(r"[.!?](?:\s|$)|\n", rest.strip(), maxsplit=1)[0])
+    return letters.pop() if len(letters) == 1 else None
+
+
+def _letters(pattern: re.Pattern[str], text: str) -> set[str]:
+    return {_letter(found) for found in pattern.finditer(text)}
+
+
+def _letter(found: re.Match[str]) -> str:
+    return str(next(filter(None, found.groups()))).upper()
