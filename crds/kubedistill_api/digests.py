@@ -7,13 +7,14 @@ digest here; that is how Prepare knows that the answers are there already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kubedistill_api.base import Stage
 from kubedistill_api.generation import Reuse
 from kubedistill_api.identity import digest
 from kubedistill_api.job import DistillationJobSpec
+from kubedistill_api.status import ResolvedModel
 from kubedistill_api.teachers import Teacher
 
 VERSION = 2
@@ -33,9 +34,13 @@ def prepare_digest(spec: DistillationJobSpec) -> str:
     return _of(Stage.PREPARE, spec=spec_digest(spec))
 
 
-def generate_digest(spec: DistillationJobSpec, teacher: str, prepared: str, uid: str) -> str:
-    """One teacher's answers to the prompts of `prepared` (Prepare's output digest).
+def generate_digest(
+    spec: DistillationJobSpec, teacher: str, prepared: str, models: Iterable[ResolvedModel], uid: str
+) -> str:
+    """One teacher's answers to the prompts of `prepared` (Prepare's output digest), at the revision among `models`.
 
+    A branch that moved on is another teacher. The student's revision is left out: another student learns from the same
+    answers.
     Placement, parallelism and the yield that is asked for are left out. Shards stay in: they name the files of a
     half-done folder, and what of a reasoned answer is learnt: it is what the rows hold and later turns are asked with.
     `reuse: Never` puts the job's uid in.
@@ -45,6 +50,7 @@ def generate_digest(spec: DistillationJobSpec, teacher: str, prepared: str, uid:
         Stage.GENERATE,
         task=spec.task,
         teacher=_shape_of(spec.teacher(teacher)),
+        revisions=_revisions(model for model in models if model.role == f"teacher:{teacher}"),
         share=share(spec, teacher),
         generation=generation,
         labels=spec.data.labels,
@@ -54,9 +60,10 @@ def generate_digest(spec: DistillationJobSpec, teacher: str, prepared: str, uid:
     )
 
 
-def train_digest(spec: DistillationJobSpec, prepared: str, answers: list[str]) -> str:
-    """The student trained on `answers` (Generate's output digests, in the order of the teachers).
+def train_digest(spec: DistillationJobSpec, prepared: str, models: Iterable[ResolvedModel], answers: list[str]) -> str:
+    """The student trained on `answers` (Generate's output digests, in the order of the teachers), from `models`.
 
+    The revisions keep a checkpoint of adapters from being laid over the weights of another commit.
     The micro batch is left out: it is halved when the device's memory is full, and the training goes on.
     """
     training = spec.training.model_dump(
@@ -69,6 +76,7 @@ def train_digest(spec: DistillationJobSpec, prepared: str, answers: list[str]) -
         task=spec.task,
         student=spec.student.model_dump(mode="json", by_alias=True),
         teachers={teacher.name: _model_of(teacher) for teacher in spec.teachers},
+        revisions=_revisions(models),
         signal=[spec.generation.signal, spec.generation.sampled_tail, spec.generation.reasoning_target],
         training=training,
         prepared=prepared,
@@ -121,6 +129,10 @@ def _shape_of(teacher: Teacher) -> Mapping[str, Any]:
 
 def _model_of(teacher: Teacher) -> dict[str, Any] | None:
     return teacher.model.model_dump(mode="json", by_alias=True) if teacher.model else None
+
+
+def _revisions(models: Iterable[ResolvedModel]) -> dict[str, str]:
+    return {model.role: model.revision for model in models}
 
 
 def _of(stage: Stage, **parts: Any) -> str:

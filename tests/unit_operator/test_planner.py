@@ -401,7 +401,7 @@ async def test_answers_that_are_there_need_no_teacher(kit: Kit, settings: Settin
         result = kit["success"](run)
         if run.stage is Stage.PREPARE:
             found = GenerateResult(
-                input_digest=generate_digest(run.spec, "big", result.output_digest, run.job.uid),
+                input_digest=generate_digest(run.spec, "big", result.output_digest, result.models, run.job.uid),
                 output_digest="sha256:answers",
                 folder="answers/big-x",
                 teacher="big",

@@ -45,8 +45,8 @@ def fetch_model(ref: ModelRef, context: StageContext, *, weights: bool = True) -
                 "ModelNotFound", f"There is no model at {ref.uri}: a folder with config.json is expected there."
             )
         return direct
-    target = context.scratch / "models" / short(digest([ref.uri, ref.revision, weights]))
-    files = [path for path in store.list("") if weights or not path.endswith(WEIGHT_SUFFIXES)]
+    files = [file.path for file in store.files("") if weights or not file.path.endswith(WEIGHT_SUFFIXES)]
+    target = context.scratch / "models" / short(digest([ref.uri, stored_revision(ref.uri), weights]))
     if "config.json" not in files:
         raise NotFound("ModelNotFound", f"There is no model at {ref.uri}: a prefix with config.json is expected there.")
     for path in files:
@@ -55,6 +55,14 @@ def fetch_model(ref: ModelRef, context: StageContext, *, weights: bool = True) -
             store.fetch(path, partial)
             partial.rename(target / path)
     return target
+
+
+def stored_revision(uri: str) -> str:
+    """What stands for a commit where a model is a folder of files: another digest after any of them was written.
+
+    Raises Transient: its store cannot be reached.
+    """
+    return digest([[file.path, file.size, file.version] for file in Workspace.open(uri).files("")])
 
 
 def fetch_pinned(ref: ModelRef, role: str, prepared: str, context: StageContext) -> Path:

@@ -56,13 +56,14 @@ class Lineage:
         """What shapes a step's output, as it would be started now."""
         spec = self.job.spec
         prepared = self.output(Stage.PREPARE)
+        models = self.status.resolved.models if self.status.resolved else []
         match key.stage:
             case Stage.PREPARE:
                 return digests.prepare_digest(spec)
             case Stage.GENERATE:
-                return digests.generate_digest(spec, key.teacher, prepared, self.job.metadata.uid)
+                return digests.generate_digest(spec, key.teacher, prepared, models, self.job.metadata.uid)
             case Stage.TRAIN:
-                return digests.train_digest(spec, prepared, self.answer_digests())
+                return digests.train_digest(spec, prepared, models, self.answer_digests())
             case Stage.EVALUATE:
                 return digests.evaluate_digest(spec, prepared, self.answer_digests(), self.output(Stage.TRAIN))
             case Stage.PUBLISH:

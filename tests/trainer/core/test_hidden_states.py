@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -86,3 +88,28 @@ def test_the_last_state_is_the_one_that_the_vocabulary_projection_gets(tiny_llam
     batch = pack(some_examples((17, 9)))
     inside = look_inside(tiny_llama(layers=3), batch, Asked(layers=[3]))
     torch.testing.assert_close(inside.states[0], batch.counted(inside.last_BTH))
+
+
+def test_states_are_those_that_transformers_gives_and_gradients_reach_them(tiny_llama, some_examples):
+    batch = pack(some_examples((17, 9)))
+    model = tiny_llama(layers=3)
+    inside = look_inside(model, batch, Asked(layers=[3, 0, 2]))
+    theirs = model.get_decoder()(**batch.model_inputs(), output_hidden_states=True).hidden_states
+    for state, layer in zip(inside.states, (3, 0, 2), strict=True):
+        torch.testing.assert_close(state, batch.counted(theirs[layer]))
+    inside.states[2].sum().backward()
+    layers = model.get_decoder().layers
+    assert layers[1].mlp.up_proj.weight.grad is not None, "a state after two layers comes through the second"
+    assert layers[2].mlp.up_proj.weight.grad is None
+
+
+def test_a_look_keeps_no_more_states_than_were_asked_for(tiny_llama, some_examples):
+    model, alive, kept = tiny_llama(layers=4), [], []
+    layers = model.get_decoder().layers
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, output: alive.append(weakref.ref(output)))
+    layers[-1].register_forward_hook(lambda *_: kept.extend(state() is not None for state in alive))
+    with torch.no_grad():
+        look_inside(model, pack(some_examples((17, 9))), Asked(layers=[1]))
+    assert kept == [True, False, True, True], "the one asked for, and what the last layer is at work on"
+    assert not any(state() is not None for state in alive)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,23 @@ def test_a_second_run_is_reused_until_the_file_changes(tried: Callable[..., Any]
     assert not tried(jsonl(LINES[:30])).reused
 
 
+def test_a_model_that_was_written_anew_is_looked_at_anew_and_answers_anew(
+    tried: Callable[..., Any], tmp_path: Path, tiny_folder: Path
+) -> None:
+    teacher = shutil.copytree(tiny_folder, tmp_path / "teacher")
+    teachers = [{"name": "t", "model": {"uri": f"file://{teacher}"}, "batch": {"gpus": 0}}]
+    first = tried(teachers=teachers)
+    answered(tmp_path, first, Ledger(accepted=40))
+    again = tried(None, teachers=teachers)
+    assert len(again.answers) == 1
+    assert tried(None, teachers=teachers).reused
+    os.utime(teacher / "model.safetensors", ns=(1, 1))
+    other = tried(None, teachers=teachers)
+    assert not other.reused
+    assert other.output_digest == first.output_digest, "the prompts are the same"
+    assert other.answers == [], "another teacher was asked"
+
+
 def test_answers_that_are_there_already_are_named(tried: Callable[..., Any], tmp_path: Path) -> None:
     first = tried()
     assert first.answers == []
@@ -126,7 +144,7 @@ def test_answers_that_are_there_must_be_enough_for_a_yield_that_was_raised_since
 
 def answered(tmp_path: Path, prepared: PrepareResult, ledger: Ledger) -> str:
     """The folder of a teacher's answers, made by an earlier job."""
-    wanted = generate_digest(prepared_spec(tmp_path, prepared), "t", prepared.output_digest, "u")
+    wanted = generate_digest(prepared_spec(tmp_path, prepared), "t", prepared.output_digest, prepared.models, "u")
     folder = stage_folder("default", "j", StageKey(Stage.GENERATE, "t"), wanted)
     made = GenerateResult(input_digest=wanted, output_digest="sha256:out", folder=folder, teacher="t", ledger=ledger)
     manifests.commit(Workspace.open(f"file://{tmp_path}/workspace"), made)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kubedistill_trainer.core.batching import MicroBatch
 from kubedistill_trainer.core.losses.attention_relations import Span, Vectors
@@ -44,13 +45,20 @@ def look_inside(model: Any, batch: MicroBatch, asked: Asked) -> Inside:
 
     Raises ValueError if vectors are asked for and the last attention has no projections of their own for them.
     """
-    seen: dict[str, Tensor] = {}
-    with _listening(model, seen, asked.vectors):
-        found = model.get_decoder()(**batch.model_inputs(), output_hidden_states=bool(asked.layers))
+    states: dict[int, Tensor] = {}
+    vectors: dict[str, Tensor] = {}
+    with ExitStack() as ears:
+        for handle in (
+            *_state_ears(model, asked.layers, states),
+            *(_vector_ears(model, vectors) if asked.vectors else ()),
+        ):
+            ears.callback(handle.remove)
+        last_BTH = model.get_decoder()(**batch.model_inputs()).last_hidden_state
+    states[len(decoder_layers(model))] = last_BTH
     return Inside(
-        found.last_hidden_state,
-        [batch.counted(found.hidden_states[layer]) for layer in asked.layers],
-        Vectors(*(seen[name].flatten(0, 1) for name in PROJECTIONS)) if asked.vectors else None,
+        last_BTH,
+        [batch.counted(states[layer]) for layer in asked.layers],
+        Vectors(*(vectors[name].flatten(0, 1) for name in PROJECTIONS)) if asked.vectors else None,
     )
 
 
@@ -81,20 +89,32 @@ def spans(batch: MicroBatch) -> list[Span]:
     return found
 
 
-@contextmanager
-def _listening(model: nn.Module, seen: dict[str, Tensor], wanted: bool) -> Iterator[None]:
-    """Inside the block, what the projections give is put into `seen`."""
+def _state_ears(model: Any, wanted: Sequence[int], states: dict[int, Tensor]) -> Iterator[RemovableHandle]:
+    """Put what enters a decoder layer, the state after the layers before it, into `states`.
 
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            seen[name] = output
+    `output_hidden_states` would keep all layers' alive at once. What leaves the last layer is not yet normed: the
+    caller takes the decoder's own output instead.
+    """
+    for index, layer in enumerate(decoder_layers(model)):
+        if index in wanted:
+            yield layer.register_forward_pre_hook(_entering(states, index), with_kwargs=True)
 
-        return hook
 
-    projections = attention_projections(model) if wanted else {}
-    hooks = [module.register_forward_hook(keep(name)) for name, module in projections.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _entering(states: dict[int, Tensor], index: int) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_: nn.Module, positional: Any, named: Any) -> None:
+        states[index] = positional[0] if positional else named["hidden_states"]
+
+    return hook
+
+
+def _vector_ears(model: nn.Module, vectors: dict[str, Tensor]) -> Iterator[RemovableHandle]:
+    """Put what the last attention's projections give into `vectors`."""
+    for name, module in attention_projections(model).items():
+        yield module.register_forward_hook(_leaving(vectors, name))
+
+
+def _leaving(vectors: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+        vectors[name] = output
+
+    return hook

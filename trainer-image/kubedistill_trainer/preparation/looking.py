@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubedistill_api.identity import digest
+from kubedistill_api import uris
 from kubedistill_api.job import DistillationJobSpec
 from kubedistill_api.status import ResolvedModel
 from kubedistill_api.teachers import ModelRef
 from kubedistill_trainer.core.estimates import ModelShape
 from kubedistill_trainer.core.inside import attention_projections
 from kubedistill_trainer.errors import BadConfiguration, NotFound
-from kubedistill_trainer.models import WEIGHT_SUFFIXES, end_ids, fetch_model, load_tokenizer, tokenizer_digest
+from kubedistill_trainer.models import (
+    WEIGHT_SUFFIXES,
+    end_ids,
+    fetch_model,
+    load_tokenizer,
+    stored_revision,
+    tokenizer_digest,
+)
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.store.workspace import Workspace
 
@@ -69,6 +77,15 @@ def look(role: str, ref: ModelRef, context: StageContext) -> Look:
         size_bytes=_size(ref, shape),
         tokenizer=load_tokenizer(folder),
     )
+
+
+def unmoved(models: Sequence[ResolvedModel]) -> bool:
+    """Whether all models are those that were looked at. One of the hub is: it is used at the commit found then.
+
+    Raises Transient: a store is away.
+    """
+    stored = (model for model in models if not uris.scheme_is(model.uri, ("hf",)))
+    return all(stored_revision(model.uri) == model.revision for model in stored)
 
 
 def settle_templates(spec: DistillationJobSpec, student: Look, teachers: dict[str, Look]) -> list[str]:
@@ -175,6 +192,6 @@ def _size(ref: ModelRef, shape: ModelShape) -> int:
 
 
 def _revision(ref: ModelRef, folder: Path) -> str:
-    if ref.uri.startswith("hf://"):
+    if uris.scheme_is(ref.uri, ("hf",)):
         return folder.name  # the hub's cache keeps a snapshot under its commit
-    return digest([[file.path, file.size, file.version] for file in Workspace.open(ref.uri).files("")])
+    return stored_revision(ref.uri)

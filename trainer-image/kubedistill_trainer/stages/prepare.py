@@ -23,6 +23,7 @@ from kubedistill_api.identity import StageKey, digest, stage_folder
 from kubedistill_api.job import DistillationJobSpec
 from kubedistill_api.results import GenerateResult, PrepareResult
 from kubedistill_api.run import PrepareRun
+from kubedistill_api.status import ResolvedModel
 from kubedistill_api.teachers import ModelRef
 from kubedistill_api.training import OWNED_DEEPSPEED_KEYS
 from kubedistill_trainer.core.guidance import Guidance
@@ -93,7 +94,7 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
         models=models,
         dropped_rows=len(choice.broken),
         warnings=_warnings(choice, notes),
-        answers=_ready_answers(run, output_digest, context.workspace),
+        answers=_ready_answers(run, output_digest, models, context.workspace),
         report=f"{run.folder}/report.md",
     )
     committed = context.commit(
@@ -107,7 +108,7 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
 
 
 def unchanged(run: PrepareRun, context: StageContext, manifest: Manifest) -> bool:
-    """Whether the files are those that were read, and the answers that were found are still all there are."""
+    """Whether data and models are those that were read, and the answers that were found are still all there are."""
     data = run.spec.data
     if data.train.uri.startswith("https://"):
         return False
@@ -117,7 +118,10 @@ def unchanged(run: PrepareRun, context: StageContext, manifest: Manifest) -> boo
     }
     if now != manifest.meta.get("inputs") or not isinstance(manifest.result, PrepareResult):
         return False
-    return manifest.result.answers == _ready_answers(run, manifest.output_digest, context.workspace)
+    if not looking.unmoved(manifest.result.models):
+        return False
+    found = _ready_answers(run, manifest.output_digest, manifest.result.models, context.workspace)
+    return manifest.result.answers == found
 
 
 class _Lengths:
@@ -238,7 +242,9 @@ def _try_external(spec: DistillationJobSpec) -> None:
             check_server(Server(url=teacher.external.url, model=teacher.external.model, api_key=key))
 
 
-def _ready_answers(run: PrepareRun, prepared: str, workspace: Workspace) -> list[GenerateResult]:
+def _ready_answers(
+    run: PrepareRun, prepared: str, models: Sequence[ResolvedModel], workspace: Workspace
+) -> list[GenerateResult]:
     """The answers that need not be asked for.
 
     Raises:
@@ -246,7 +252,7 @@ def _ready_answers(run: PrepareRun, prepared: str, workspace: Workspace) -> list
     """
     ready = []
     for teacher in run.spec.teachers:
-        wanted = generate_digest(run.spec, teacher.name, prepared, run.job.uid)
+        wanted = generate_digest(run.spec, teacher.name, prepared, models, run.job.uid)
         key = StageKey(Stage.GENERATE, teacher.name)
         found = manifests.load(workspace, stage_folder(run.job.namespace, run.job.name, key, wanted))
         if found is not None and found.input_digest == wanted and isinstance(found.result, GenerateResult):
