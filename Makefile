@@ -71,7 +71,7 @@ cluster: .venv/.dev ## A real Kubernetes on this machine (or nothing to do, with
 	test -n "$${KUBECONFIG:-}" || $(RIG) up
 
 .PHONY: cluster-down
-cluster-down: .venv/.dev ## Stop it and leave nothing
+cluster-down: .venv/.dev ## Stop it and leave nothing but the cache
 	$(RIG) down
 
 .PHONY: images

@@ -21,7 +21,7 @@ import yaml
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRAIN_ROWS, VALID_ROWS = 24, 6
 """Prompts: four shards to train on, and one that is held out."""
-SLICE_SECONDS = 0.002
+SLICE_SECONDS = 0.02
 """So long a stage runs between two looks at it."""
 PATIENCE_SECONDS = 1200
 """For one stage on a busy machine."""

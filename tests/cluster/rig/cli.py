@@ -116,8 +116,8 @@ def load(options: argparse.Namespace) -> None:
 
 
 def prune(_: argparse.Namespace) -> None:
-    """Free the disk that image builds hold."""
-    images.drop_build_store()
+    """Free the disk that image builds hold, and, while the cluster is down, its images."""
+    images.prune(paths.full())
 
 
 def _layout(options: argparse.Namespace) -> Layout:

@@ -1,7 +1,8 @@
 """Images without a registry: built here, loaded into the cluster, each only when its inputs have changed.
 
-Two ways, one interface. The rig builds with buildah and loads into its own containerd. Where KUBECONFIG names
-another cluster, docker builds and kind loads. Every image carries the digest of its inputs as a label.
+Two ways, one interface. The rig builds with buildah and loads into its own containerd, which gets only the layers it
+lacks and keeps its images when it is taken down. Where KUBECONFIG names another cluster, docker builds and kind loads.
+Every image carries the digest of its inputs as a label.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from rig import access, binaries, paths, processes
 from rig.commands import run, succeeds
@@ -93,17 +96,17 @@ def load(tag: str) -> None:
     containerd = processes.find(layout, "containerd")
     if containerd is None or not containerd.is_alive:
         raise RigError("the rig is not up: nothing to load an image into")
-    wanted = _buildah_labels(tag).get(INPUTS_LABEL)
-    if wanted is None and _loaded_labels(layout, tag):
+    wanted = _labels(_built(tag)).get(INPUTS_LABEL)
+    if wanted is None and _loaded(layout, tag):
         say(f"{tag} is loaded, its build is gone")
         return
     if wanted is None:
         raise RigError(f"{tag} has not been built here")
-    if _loaded_labels(layout, tag).get(INPUTS_LABEL) == wanted:
+    if _labels(_loaded(layout, tag)).get(INPUTS_LABEL) == wanted:
         say(f"{tag} is loaded already")
         return
     say(f"loading {tag}")
-    _stream_into_containerd(layout, tag)
+    _put_into_containerd(layout, tag)
     _remove_nameless(layout)
 
 
@@ -125,7 +128,7 @@ def build_base() -> None:
 
 def load_sandbox(layout: Layout) -> None:
     """The image that holds a pod's namespaces: one static program of ours."""
-    if _loaded_labels(layout, SANDBOX):
+    if _loaded(layout, SANDBOX):
         return
     with tempfile.TemporaryDirectory() as folder:
         context = Path(folder)
@@ -134,14 +137,16 @@ def load_sandbox(layout: Layout) -> None:
         dockerfile.write_text('FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT ["/pause"]\n')
         recipe = Recipe(SANDBOX, dockerfile, context)
         _buildah_build(recipe, context, recipe.inputs(), live=False)
-    _stream_into_containerd(layout, SANDBOX)
+    _put_into_containerd(layout, SANDBOX)
 
 
-def drop_build_store() -> None:
-    """Free the disk that builds hold. What is loaded stays loaded; the next build starts from nothing."""
+def prune(layout: Layout) -> None:
+    """Free the disk that builds hold, and, while the rig is down, its images. The next build starts from nothing."""
     if shutil.which("buildah") and _store().exists():
         succeeds(*_buildah("rmi", "--all", "--force"))
         shutil.rmtree(_store(), ignore_errors=True)
+    if not layout.root.exists():
+        shutil.rmtree(layout.images, ignore_errors=True)
 
 
 def _base_archive() -> Path:
@@ -206,12 +211,10 @@ def _build_mounts(folder: Path) -> list[str]:
     return [f"{_BUNDLE}:{_BUNDLE}:ro", f"{configuration}:/etc/pip.conf:ro"]
 
 
-def _buildah_labels(tag: str) -> dict[str, str]:
+def _built(tag: str) -> dict[str, Any] | None:
+    """The configuration of an image in the build store (OCI image specification, "Image Configuration")."""
     result = subprocess.run(_buildah("inspect", "--type", "image", tag), check=False, capture_output=True, text=True)
-    if result.returncode:
-        return {}
-    labels: dict[str, str] | None = json.loads(result.stdout)["OCIv1"]["config"].get("Labels")
-    return labels or {}
+    return None if result.returncode else dict(json.loads(result.stdout)["OCIv1"])
 
 
 def _crictl(layout: Layout, *arguments: str) -> list[str]:
@@ -219,20 +222,26 @@ def _crictl(layout: Layout, *arguments: str) -> list[str]:
     return [str(binaries.path("crictl")), f"--image-endpoint={endpoint}", f"--runtime-endpoint={endpoint}", *arguments]
 
 
-def _loaded_labels(layout: Layout, tag: str) -> dict[str, str]:
+def _loaded(layout: Layout, name: str) -> dict[str, Any] | None:
+    """The same of an image in the rig, by its tag or id."""
     if not layout.containerd_socket.exists():
-        return {}
-    result = subprocess.run(_crictl(layout, "inspecti", tag), check=False, capture_output=True, text=True)
-    if result.returncode:
-        return {}
-    labels: dict[str, str] | None = json.loads(result.stdout)["info"]["imageSpec"]["config"].get("Labels")
-    return labels or {}
+        return None
+    result = subprocess.run(_crictl(layout, "inspecti", name), check=False, capture_output=True, text=True)
+    return None if result.returncode else dict(json.loads(result.stdout)["info"]["imageSpec"])
+
+
+def _labels(image: dict[str, Any] | None) -> dict[str, str]:
+    return (image["config"].get("Labels") or {}) if image else {}
+
+
+def _images(layout: Layout) -> list[dict[str, Any]]:
+    """All images in the rig, as crictl lists them."""
+    return list(json.loads(run(*_crictl(layout, "images", "--output=json")))["images"])
 
 
 def _remove_nameless(layout: Layout) -> None:
     """Remove the images whose tag has gone to a newer one: gigabytes each, and nobody can ask for them."""
-    known = json.loads(run(*_crictl(layout, "images", "--output=json")))["images"]
-    for image in known:
+    for image in _images(layout):
         if not image["repoTags"] and not image["repoDigests"]:
             # A container that still runs one keeps its own snapshot of it.
             succeeds(*_crictl(layout, "rmi", image["id"]))
@@ -240,18 +249,53 @@ def _remove_nameless(layout: Layout) -> None:
 
 def _rig_labels(tag: str) -> dict[str, str]:
     """The labels of the image where it is: in the build store, or, if that was dropped, in the running rig."""
-    return _buildah_labels(tag) or _loaded_labels(paths.full(), tag)
+    return _labels(_built(tag) or _loaded(paths.full(), tag))
 
 
-def _stream_into_containerd(layout: Layout, tag: str) -> None:
-    """Push into a pipe that the import reads: the archive never lies on the disk."""
-    push = _buildah("push", "--quiet", tag, f"docker-archive:/dev/stdout:{tag}")
+def _put_into_containerd(layout: Layout, tag: str) -> None:
+    """Import an image without the layers that a loaded one has at its bottom too: often all but our own code.
+
+    The layers' archives are removed from containerd at once: it runs what it unpacked, which is as large again.
+    """
+    built = _built(tag)
+    if built is None:
+        raise RigError(f"{tag} has not been built here")
+    layers: list[str] = built["rootfs"]["diff_ids"]
+    images = [_loaded(layout, image["id"]) for image in _images(layout)]
+    known = layers[: max((_shared(layers, image["rootfs"]["diff_ids"]) for image in images if image), default=0)]
+    with tempfile.TemporaryDirectory() as folder:
+        blobs = Path(folder) / "blobs" / "sha256"
+        blobs.mkdir(parents=True)
+        stand_ins = [blobs / layer.removeprefix("sha256:") for layer in known]
+        for stand_in in stand_ins:
+            stand_in.touch()  # the push takes a layer that is there for pushed
+        run(*_buildah("push", "--quiet", tag, f"oci:{folder}"))
+        for stand_in in stand_ins:
+            stand_in.unlink()
+        index = json.loads((Path(folder) / "index.json").read_text())
+        [manifest] = index["manifests"]
+        manifest["annotations"] = {"io.containerd.image.name": tag}
+        (Path(folder) / "index.json").write_text(json.dumps(index))
+        _import(layout, folder)
+        pushed = json.loads((blobs / manifest["digest"].removeprefix("sha256:")).read_text())
+    packed = [layer["digest"] for layer in pushed["layers"] if layer["digest"] not in known]
+    run("ctr", f"--address={layout.containerd_socket}", "--namespace=k8s.io", "content", "rm", *packed)
+
+
+def _import(layout: Layout, folder: str) -> None:
+    archive = ["tar", "--create", f"--directory={folder}", "."]
     address = f"--address={layout.containerd_socket}"
     pull = ["ctr", address, "--namespace=k8s.io", "images", "import", "--snapshotter=overlayfs", "-"]
-    with subprocess.Popen(push, stdout=subprocess.PIPE) as source:
+    with subprocess.Popen(archive, stdout=subprocess.PIPE) as source:
         result = subprocess.run(pull, stdin=source.stdout, check=False, capture_output=True, text=True)
     if source.returncode or result.returncode:
-        raise RigError(f"loading {tag} failed: {result.stderr.strip()}")
+        raise RigError(f"loading an image failed: {result.stderr.strip()}")
+
+
+def _shared(layers: list[str], others: list[str]) -> int:
+    """How many layers two images have in common, from the lowest."""
+    pairs = zip(layers, others, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 # Another cluster's way: docker and kind.

@@ -50,6 +50,8 @@ def up(plane: ControlPlane) -> None:
     binaries.build_programs(binaries.NODE)
     _make_cgroup(layout)
     _start_containerd(layout)
+    if processes.find(layout, "kubelet") is None:
+        _remove_pods(layout)  # of a rig that was not taken down: its images are ours, its pods are nobody's
     images.load_sandbox(layout)
     _start_kubelet(plane)
     _start_kube_proxy(plane)
@@ -157,7 +159,7 @@ def _wait_ready(plane: ControlPlane, *, seconds: float = 120) -> None:
 def _containerd_configuration(layout: Layout) -> str:
     return f"""\
 version = 2
-root = "{layout.root}/containerd"
+root = "{layout.images}"
 state = "{layout.root}/containerd-state"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
 

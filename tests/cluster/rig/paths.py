@@ -22,6 +22,9 @@ class Layout:
 
     root: Path
     kubeconfig: Path
+    images: Path
+    """Where containerd keeps images and layers: gigabytes that take minutes to load, so the machine's one rig has them
+    in the cache."""
 
     @property
     def certificates(self) -> Path:
@@ -73,11 +76,12 @@ def write_if_new(path: Path, content: str) -> None:
 def full() -> Layout:
     """The one full rig of this machine; or, for who must have two, of this network namespace."""
     if chosen := os.environ.get("KUBEDISTILL_STATE"):
-        return Layout(Path(chosen), Path(chosen) / "kubeconfig")
-    return Layout(Path("/var/lib/kubedistill-rig"), REPOSITORY / ".kubedistill" / "kubeconfig")
+        return Layout(Path(chosen), Path(chosen) / "kubeconfig", Path(chosen) / "containerd")
+    kubeconfig = REPOSITORY / ".kubedistill" / "kubeconfig"
+    return Layout(Path("/var/lib/kubedistill-rig"), kubeconfig, cache() / "containerd")
 
 
 def control_plane_only() -> Layout:
     """The rig without a node, beside the full one; it needs no root."""
     root = cache() / "control-plane"
-    return Layout(root, REPOSITORY / ".kubedistill" / "control-plane.kubeconfig")
+    return Layout(root, REPOSITORY / ".kubedistill" / "control-plane.kubeconfig", root / "containerd")
