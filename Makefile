@@ -89,5 +89,4 @@ e2e: .venv/.dev cluster images ## The end-to-end jobs, against KUBECONFIG or the
 .PHONY: test
 test: .venv/.dev check ## Everything: make check, the tests of minutes, an API server, whole jobs on a cluster
 	$(RIG) build
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "slow or s3 or vllm" tests --ignore tests/cluster
-	$(BIN)/pytest -m cluster tests/cluster/test_*.py tests/cluster/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup -m "slow or s3 or vllm or cluster" # one waits for the cluster

@@ -17,6 +17,20 @@ settings.register_profile("kubedistill", deadline=None)  # a busy machine is no 
 settings.load_profile("kubedistill")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: a worker of its own for all that shares the one cluster, begun first as it takes longest;
+    the files of the others stay whole, for the fixtures that their tests share.
+    """
+    items.sort(key=lambda item: not _on_the_cluster(item))
+    for item in items:
+        group = "cluster" if _on_the_cluster(item) else item.path.relative_to(item.config.rootpath).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _on_the_cluster(item: pytest.Item) -> bool:
+    return "cluster_kubeconfig" in getattr(item, "fixturenames", ())
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[ObjectStore]:
     """An empty S3 object store. Its binary is built if this machine has none yet, which takes minutes."""

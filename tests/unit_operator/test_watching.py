@@ -208,3 +208,17 @@ def test_a_status_never_outgrows_its_limit(kit: Kit) -> None:
     failure = Failure(stage="Train", class_=FailureClass.APPLICATION, message="ü" * 2048, log_tail="ü" * 4096)
     fitted = records.fitting(status.model_copy(update={"last_failure": failure}))
     assert len(fitted.model_dump_json(by_alias=True, exclude_none=True).encode()) <= records.SIZE_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("queue", "sentence"),
+    [("gpus", "The Job waits for the queue gpus to admit it."), ("", "Job/small-prepare-1 is suspended.")],
+)
+async def test_a_suspended_job_names_its_queue_if_it_has_one(
+    kit: Kit, settings: Settings, queue: str, sentence: str
+) -> None:
+    cluster = kit["MemoryCluster"](kit["a_job"](scheduling={"queueName": queue}), script=lambda run: None)
+    await kit["one_pass"](cluster, settings)
+    cluster.objects[("Job", "small-prepare-1")]["spec"]["suspend"] = True
+    status = (await kit["one_pass"](cluster, settings)).status
+    assert status.condition(ConditionType.PREPARED).message == sentence

@@ -97,18 +97,19 @@ def _progressed(world: World, status: Status, step: Step, attempt: SeenJob, prog
         status = _numbers(status, attempt)
     state = StageState.RUNNING if running else StageState.WAITING
     status = records.with_stage(status, records.changed(stage, state=state, progress=progress))
-    reason, text = _words(attempt, running=running)
+    reason, text = _words(attempt, world.job.spec.scheduling.queue_name, running=running)
     phase = step.first_phase if attempt.look else None
     return records.going_on(status, step, world.now, reason, text, phase=phase)
 
 
-def _words(attempt: SeenJob, *, running: bool) -> tuple[str, str]:
+def _words(attempt: SeenJob, queue: str, *, running: bool) -> tuple[str, str]:
     """What to say of it: a reason and a sentence."""
     waiting = next((pod for pod in attempt.pods if pod.waiting_reason not in BENIGN), None)
     if waiting is not None and not running:
         return waiting.waiting_reason, _waits(waiting)
     if attempt.state is JobState.SUSPENDED:
-        return Reason.WAITING, "The Job waits for its queue to admit it."
+        text = f"The Job waits for the queue {queue} to admit it." if queue else f"Job/{attempt.name} is suspended."
+        return Reason.WAITING, text
     if attempt.pods_refused and not attempt.pods:
         return reason_of_refusal(attempt.pods_refused), refused_pods(f"Job/{attempt.name}", attempt.pods_refused)
     if attempt.look:

@@ -22,9 +22,13 @@ class Layout:
 
     root: Path
     kubeconfig: Path
-    images: Path
-    """Where containerd keeps images and layers: gigabytes that take minutes to load, so the machine's one rig has them
-    in the cache."""
+    kept_images: Path | None = None
+    """For a rig that shall find its images again: they are gigabytes that take minutes to load."""
+
+    @property
+    def images(self) -> Path:
+        """Where containerd keeps images and layers."""
+        return self.kept_images or self.root / "containerd"
 
     @property
     def certificates(self) -> Path:
@@ -76,7 +80,7 @@ def write_if_new(path: Path, content: str) -> None:
 def full() -> Layout:
     """The one full rig of this machine; or, for who must have two, of this network namespace."""
     if chosen := os.environ.get("KUBEDISTILL_STATE"):
-        return Layout(Path(chosen), Path(chosen) / "kubeconfig", Path(chosen) / "containerd")
+        return Layout(Path(chosen), Path(chosen) / "kubeconfig")
     kubeconfig = REPOSITORY / ".kubedistill" / "kubeconfig"
     return Layout(Path("/var/lib/kubedistill-rig"), kubeconfig, cache() / "containerd")
 
@@ -84,4 +88,4 @@ def full() -> Layout:
 def control_plane_only() -> Layout:
     """The rig without a node, beside the full one; it needs no root."""
     root = cache() / "control-plane"
-    return Layout(root, REPOSITORY / ".kubedistill" / "control-plane.kubeconfig", root / "containerd")
+    return Layout(root, REPOSITORY / ".kubedistill" / "control-plane.kubeconfig")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training.places import lay_out
 
 from kubedistill_api.base import Stage
 from kubedistill_api.results import GenerateResult, TrainResult
@@ -151,7 +152,7 @@ class Trained:
         return AutoModelForCausalLM.from_pretrained(self.folder / "model", dtype=torch.float32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def a_run(teacher: Path) -> Callable[..., TrainRun]:
     """Builds a run; only what matters is named. A nested dictionary is merged into the one it names."""
 
@@ -196,10 +197,7 @@ def a_context(answers: Path, tmp_path: Path) -> Callable[..., StageContext]:
 
     def build(name: str = "workspace") -> StageContext:
         folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        for part in ("prepared", "answers"):
-            if not (folder / part).exists():
-                (folder / part).symlink_to(answers / part)
+        lay_out(answers, folder)
         return StageContext(
             workspace=Workspace.open(folder.as_uri()),
             scratch=tmp_path / f"{name}-scratch",
