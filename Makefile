@@ -90,4 +90,4 @@ e2e: .venv/.dev cluster images ## The end-to-end jobs, against KUBECONFIG or the
 .PHONY: test
 test: .venv/.dev check ## Everything: make check, the tests of minutes, an API server, whole jobs on a cluster
 	$(RIG) build
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "slow or s3 or vllm or cluster"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or s3 or vllm or cluster"
