@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 import s3fs
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kubedistill_trainer.core.signals import Logprobs, Supervision
 
 CHATML = (
     "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
@@ -65,3 +69,21 @@ def s3_bucket(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem(endpoint_url=s3_server.endpoint, skip_instance_cache=True).mkdirs("models", exist_ok=True)
     return "s3://models"
+
+
+@pytest.fixture
+def plain_logprobs() -> Callable[[Tensor, Supervision], Logprobs]:
+    """The student as a loss sees it, read off a full log-softmax."""
+
+    def of(logits_NV: Tensor, supervision: Supervision) -> Logprobs:
+        all_NV = logits_NV.log_softmax(-1)
+        ids_NK = supervision.candidates
+        absent_NK = ids_NK < 0
+        topk_NK = all_NV.gather(-1, ids_NK.clamp(min=0)).masked_fill(absent_NK, -torch.inf)
+        inside_NV = torch.zeros_like(all_NV, dtype=torch.bool)
+        for row, ids in enumerate(ids_NK.tolist()):
+            inside_NV[row, [i for i in ids if i >= 0]] = True
+        tail_N = all_NV.masked_fill(inside_NV, -torch.inf).logsumexp(-1)
+        return Logprobs(topk_NK, tail_N, all_NV.gather(-1, supervision.target_ids_N[:, None]).squeeze(-1))
+
+    return of

@@ -99,6 +99,9 @@ def load_tokenizer(path: Path) -> Any:
 def load_model(path: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
     """A causal language model of a local folder, in evaluation mode.
 
+    One that holds its attention scores back (Gemma 2) computes as its authors wrote it: transformers' default for it,
+    "sdpa", leaves the softcap out.
+
     Raises:
         NotFound: the folder has no weights, or an architecture that transformers does not know.
     """
@@ -109,6 +112,8 @@ def load_model(path: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
     except (OSError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())[:300]
         raise NotFound("ModelUnreadable", f"The model at {path} cannot be loaded: {text}") from error
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
     return model.to(device).eval()
 
 

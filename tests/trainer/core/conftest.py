@@ -11,27 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kubedistill_trainer.core import attention
 from kubedistill_trainer.core.batching import Example
-from kubedistill_trainer.core.signals import Logprobs, Supervision, Text, TopK, top_k
+from kubedistill_trainer.core.signals import Supervision, Text, TopK, top_k
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for one another
-
-
-@pytest.fixture
-def plain_logprobs() -> Callable[[Tensor, Supervision], Logprobs]:
-    """The student as a loss sees it, read off a full log-softmax."""
-
-    def of(logits_NV: Tensor, supervision: Supervision) -> Logprobs:
-        all_NV = logits_NV.log_softmax(-1)
-        ids_NK = supervision.candidates
-        absent_NK = ids_NK < 0
-        topk_NK = all_NV.gather(-1, ids_NK.clamp(min=0)).masked_fill(absent_NK, -torch.inf)
-        inside_NV = torch.zeros_like(all_NV, dtype=torch.bool)
-        for row, ids in enumerate(ids_NK.tolist()):
-            inside_NV[row, [i for i in ids if i >= 0]] = True
-        tail_N = all_NV.masked_fill(inside_NV, -torch.inf).logsumexp(-1)
-        return Logprobs(topk_NK, tail_N, all_NV.gather(-1, supervision.target_ids_N[:, None]).squeeze(-1))
-
-    return of
 
 
 @pytest.fixture

@@ -30,8 +30,17 @@ def test_generation_is_that_of_sdpa(left_padding, tiny_llama):
     assert ours.tolist() == model.generate(ids, **options).tolist()
 
 
-def test_a_row_longer_than_a_sliding_window_is_refused():
+def test_a_token_sees_as_many_as_its_window_holds_itself_included():
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 10, 4, generator=draw) for _ in range(3))
+    borders = {"cu_seq_lens_q": torch.tensor([0, 4, 10]), "max_length_q": 6, "sliding_window": 3}
+    mixed, _ = packed_attention(SimpleNamespace(), query, key, value, None, **borders)
+    last = slice(7, 10)
+    seen = (query[:, :, 9:] @ key[:, :, last].transpose(2, 3) / 2).softmax(-1) @ value[:, :, last]
+    torch.testing.assert_close(mixed[:, 9], seen[:, :, 0])
+
+
+def test_attention_sinks_are_refused_rather_than_left_out():
     heads = torch.zeros(1, 2, 10, 4)
-    borders = {"cu_seq_lens_q": torch.tensor([0, 4, 10]), "max_length_q": 6, "sliding_window": 5}
-    with pytest.raises(ValueError, match="6 tokens exceeds the model's sliding window of 5: set packing: false"):
-        packed_attention(SimpleNamespace(), heads, heads, heads, None, **borders)
+    with pytest.raises(ValueError, match="attention sinks are not built"):
+        packed_attention(SimpleNamespace(), heads, heads, heads, None, s_aux=torch.zeros(2))

@@ -330,7 +330,8 @@ def test_a_format_that_torch_cannot_write_is_refused_before_anything_dear(
     shape = Lfm2Config(vocab_size=520, hidden_size=32, intermediate_size=64, num_hidden_layers=2, **config)
     Lfm2ForCausalLM(shape).save_pretrained(folder)
     student = {"model": {"uri": folder.as_uri()}, "prunedFrom": None}
-    result = tried(student=student, output={"formats": ["ONNX"]})
+    padded = {"hyperparameters": {"maxSequenceLength": 400, "packing": False}}
+    result = tried(student=student, training=padded, output={"formats": ["ONNX"]})
     assert (result.exit_code, result.reason) == (64, "FormatImpossible")
     assert "cannot be published as ONNX: torch cannot export a 'lfm2'" in result.message
 
@@ -362,3 +363,16 @@ def test_attentions_of_an_architecture_that_makes_queries_keys_and_values_in_one
     assert (result.exit_code, result.reason) == (64, "AttentionUnsupported")
     assert "Phi3ForCausalLM has no q_proj, k_proj, v_proj" in result.message
     assert "leave training.objective.attention out" in result.message
+
+
+def test_a_student_that_cannot_be_trained_as_asked_is_refused_before_anything_dear(
+    tried: Callable[..., Any], tmp_path: Path
+) -> None:
+    shape = Lfm2Config(
+        vocab_size=520, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, layer_types=["conv"] * 2
+    )
+    folder = save("llama", tmp_path / "student")
+    Lfm2ForCausalLM(shape).save_pretrained(folder)
+    result = tried(student={"model": {"uri": folder.as_uri()}, "prunedFrom": None})
+    assert (result.exit_code, result.reason) == (64, "PackingUnsupported")
+    assert "write training.hyperparameters.packing: false" in result.message

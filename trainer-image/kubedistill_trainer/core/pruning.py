@@ -101,17 +101,19 @@ def prune(model: nn.Module, keep: Sequence[int]) -> nn.Module:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The stack of blocks of a causal language model: the one list of as many modules as the config has layers."""
-    config: Any = model.config
+    """The stack of blocks of a causal language model: the one list of as many modules as the config has layers.
+
+    Of a model that takes images as well it is that of its language model.
+    """
+    causal: Any = model
+    layers = causal.config.get_text_config().num_hidden_layers
     stacks = [
         module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+        for module in causal.get_decoder().modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers
     ]
     if len(stacks) != 1:
-        raise ValueError(
-            f"{type(model).__name__} has {len(stacks)} stacks of {config.num_hidden_layers} layers, not one"
-        )
+        raise ValueError(f"{type(model).__name__} has {len(stacks)} stacks of {layers} layers, not one")
     return stacks[0]
 
 

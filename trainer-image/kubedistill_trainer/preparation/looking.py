@@ -139,7 +139,7 @@ def check_attentions(student: Look, teachers: dict[str, Look]) -> None:
     """
     for one in (student, *teachers.values()):
         try:
-            attention_projections(_without_weights(one.ref, _config(one.ref, one.folder)))
+            attention_projections(without_weights(one.ref, _config(one.ref, one.folder)))
         except ValueError as error:
             raise BadConfiguration(
                 "AttentionUnsupported",
@@ -152,21 +152,7 @@ def same_tokens(one: Look, other: Look) -> bool:
     return tokenizer_digest(one.tokenizer) == tokenizer_digest(other.tokenizer)
 
 
-def _config(ref: ModelRef, folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise NotFound("ModelUnreadable", f"The configuration of {ref.uri} cannot be read: {text}.") from error
-
-
-def _shape(ref: ModelRef, config: Any) -> ModelShape:
-    return ModelShape.of(_without_weights(ref, config))
-
-
-def _without_weights(ref: ModelRef, config: Any) -> Any:
+def without_weights(ref: ModelRef, config: Any) -> Any:
     """The model on the meta device: all of its modules, none of its numbers."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -180,6 +166,20 @@ def _without_weights(ref: ModelRef, config: Any) -> Any:
             f"{ref.uri} is a {config.model_type!r}, which this image's transformers cannot train: choose another "
             "model, or an image with a newer transformers.",
         ) from error
+
+
+def _config(ref: ModelRef, folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise NotFound("ModelUnreadable", f"The configuration of {ref.uri} cannot be read: {text}.") from error
+
+
+def _shape(ref: ModelRef, config: Any) -> ModelShape:
+    return ModelShape.of(without_weights(ref, config))
 
 
 def _size(ref: ModelRef, shape: ModelShape) -> int:

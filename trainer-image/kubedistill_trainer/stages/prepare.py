@@ -31,7 +31,7 @@ from kubedistill_trainer.core.rows import Row
 from kubedistill_trainer.errors import BadConfiguration, BadData
 from kubedistill_trainer.generation.books import falls_short
 from kubedistill_trainer.models import tokenizer_digest
-from kubedistill_trainer.preparation import choosing, files, labels, looking, rehearsing, report
+from kubedistill_trainer.preparation import choosing, files, labels, looking, rehearsing, report, trainable
 from kubedistill_trainer.preparation.choosing import Choice
 from kubedistill_trainer.preparation.expecting import estimate
 from kubedistill_trainer.preparation.looking import Look
@@ -71,6 +71,7 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
         looking.check_tokens(student, teachers)
     if spec.training.objective.attention is not None:
         looking.check_attentions(student, teachers)
+    trainable.check_student(student, spec.training.hyperparameters)
     rehearsing.check_formats(spec.output, student, context)
     _begin(2, "measuring the prompts", context)
     lengths = _Lengths(student)

@@ -29,6 +29,7 @@ from kubedistill_trainer.engine import Engine, Place, together, weights_dtype
 from kubedistill_trainer.errors import BadConfiguration, DeviceOutOfMemory, Stopped
 from kubedistill_trainer.models import at_ease, load_model, load_tokenizer, torch_dtype
 from kubedistill_trainer.ranks import usable_cpus
+from kubedistill_trainer.rehearsal import rehearse
 from kubedistill_trainer.stages.train_keeper import Keeper
 from kubedistill_trainer.stages.train_plan import Plan, validated
 from kubedistill_trainer.store.checkpoints import Checkpoints, TrainingState
@@ -275,6 +276,8 @@ def _distiller(work: RankWork, tokenizer: Any, place: Place) -> Distiller:
     run = work.run
     dtype = weights_dtype(run.training, frozen=run.student.adapter is not None)
     model = fitting(load_model(work.start, dtype), tokenizer)
+    if place.first:
+        rehearse(model, len(tokenizer), packing=run.training.hyperparameters.packing)
     model.set_attn_implementation(attention.install())
     if run.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
