@@ -89,6 +89,7 @@ REFUSALS = {
     "biased tail": ("generation", {"tail": "Sampled", "temperature": 0.7}, "tail: Sampled is unbiased only"),
     "two ways to reach a teacher": ("teachers[0].batch", {}, "exactly one of serving"),
     "two students": ("student.prunedFrom", {"teacher": "big", "layers": 2}, "exactly one of model"),
+    "four bits": ("student.adapter", {"type": "QLoRA"}, "QLoRA is not built yet: write type: LoRA"),
     "batch that does not divide": ("training.hyperparameters.globalBatchSize", 15, "multiple of microBatchSize"),
     "output over an input": ("output.uri", "hf://owner/small", "output.uri"),
     "owned flag": ("teachers[0].serving.extraArgs", ["--port=1"], "extraArgs holds a flag"),

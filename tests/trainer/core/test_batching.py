@@ -19,6 +19,8 @@ from kubedistill_trainer.core.signals import LossSum
 
 LENGTHS = (17, 3, 30, 8, 25, 4, 12, 9)
 LOSS = loss_of(Objective(type="ForwardKL", soft_weight=0.6), sampled_tail=True)
+HARD = loss_of(Objective(type="CrossEntropy"), sampled_tail=False)
+END = 1
 LOSSES = {
     "forward-sampled": LOSS,
     "reverse": loss_of(Objective(type="ReverseKL", soft_weight=1.0), sampled_tail=False),
@@ -106,10 +108,41 @@ def test_another_rows_tokens_change_nothing(layout, tiny_llama, some_examples):
     assert after.total.item() != pytest.approx(before.total.item(), rel=1e-3)
 
 
-def test_what_stands_in_the_padding_changes_nothing(tiny_llama, some_examples):
+def test_what_stands_in_the_padding_changes_neither_loss_nor_gradient(tiny_llama, some_examples):
     model, examples = tiny_llama(), some_examples(LENGTHS)
-    losses = {loss_on(model, pad(examples, pad_id)).total.item() for pad_id in (0, 1, 60)}
-    assert len(losses) == 1
+    first, *others = (step(model, examples, 1, 8, lambda rows, fill=fill: pad(rows, fill)) for fill in (0, 1, 60))
+    for other in others:
+        for part, wanted in zip(other, first, strict=True):
+            assert torch.equal(part, wanted)
+
+
+@pytest.mark.parametrize("layout", [pack, lambda rows: pad(rows, pad_id=END)], ids=["packed", "padded"])
+def test_an_end_token_that_also_pads_is_a_target_once_a_row(layout, some_examples):
+    """Most tokenizers without a padding token pad with their end; who masks by id never teaches a student to stop."""
+    examples = [
+        replace(example, input_ids_T=torch.cat([example.input_ids_T[:-1], torch.tensor([END])]))
+        for example in some_examples(LENGTHS)
+    ]
+    batch = layout(examples)
+    assert batch.supervision.target_ids_N.tolist().count(END) == len(examples)
+    assert len(batch.supervision) == sum(example.targets for example in examples)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize(("world", "micro"), [(1, 1), (1, 8), (2, 2)], ids=["one-by-one", "at-once", "two-ranks"])
+def test_the_soft_loss_keeps_its_share_of_the_gradient_in_any_batch(world, micro, loss, tiny_llama, some_examples):
+    """A divisor too many for one of the terms would show as a ratio that falls with the batch."""
+    model, [example] = tiny_llama(), some_examples((17,))
+
+    def ratio(copies: int, world: int, micro: int) -> float:
+        soft, hard = (step(model, [example] * copies, world, micro, pack, loss=each)[1:] for each in (loss, HARD))
+        return norm(soft) / norm(hard)
+
+    assert ratio(8, world, micro) == pytest.approx(ratio(1, 1, 1), rel=1e-5)
+
+
+def norm(gradients: list[Tensor]) -> float:
+    return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
 
 
 def test_the_teachers_rows_reach_the_gradient(tiny_llama, some_examples):

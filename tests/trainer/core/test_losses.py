@@ -84,6 +84,30 @@ def test_every_objective_of_the_api_is_built():
     assert {asked["type"] for asked, _, _ in ASKED.values()} | {"CrossEntropy"} == set(ObjectiveType)
 
 
+@pytest.mark.parametrize(("asked", "sampled_tail", "divergence"), ASKED.values(), ids=ASKED)
+def test_the_soft_loss_keeps_its_share_of_the_gradient_in_an_answer_of_any_length(
+    asked, sampled_tail, divergence, plain_logprobs, supervise_with
+):
+    teacher, student = logits(3, 12, seed=20), logits(3, 12, seed=21)
+
+    def ratio(times: int) -> float:
+        leaf = student.repeat(times, 1).requires_grad_()
+        supervision = supervise_with(teacher, 4, target_ids_N=torch.tensor([2, 5, 7]))
+        longer = Supervision(supervision.target_ids_N.repeat(times), TopK.concatenate([supervision.teacher] * times))
+        norms = []
+        for loss in (divergence, cross_entropy):
+            mean = loss(plain_logprobs(leaf, longer), longer).mean_over(3 * times)
+            norms.append(float(torch.autograd.grad(mean, leaf)[0].norm()))
+        return norms[0] / norms[1]
+
+    assert ratio(16) == pytest.approx(ratio(1), rel=1e-9)
+
+
+def test_no_loss_has_a_temperature_since_stored_candidates_do_not_tell_the_tail_at_another():
+    with pytest.raises(ValueError, match="temperature"):
+        Objective.model_validate({"type": "ForwardKL", "temperature": 2.0})
+
+
 def test_sums_add_up_and_one_place_divides(plain_logprobs, supervise_with):
     supervision = supervise_with(logits(6, 12, seed=12), 4)
     student = logits(6, 12, seed=13)

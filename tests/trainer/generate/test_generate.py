@@ -328,6 +328,24 @@ def test_scores_over_http_are_those_of_the_engine_in_process(
         close(ours.tail_logprob_N, theirs.tail_logprob_N, 1e-2)
 
 
+def test_answers_that_were_cut_off_are_counted_or_taught_without_an_end(
+    workspace: Workspace, a_run: Run, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    short: dict[str, Any] = {"kind": "batch", "temperature": 0, "maxTokens": 3, "minYield": 0.0}
+    generate.run(a_run(**short, filters=PERMISSIVE), context_of(workspace, tmp_path))
+    rows = [*answers(workspace), *answers(workspace, "valid")]
+    cut = [row for row in rows if row.finish_reason == "length"]
+    assert cut
+    end = tiny_tokenizer.eos_token_id
+    assert all(end not in row.input_ids[row.target_mask] for row in cut)
+    assert all(list(row.input_ids[row.target_mask]).count(end) == 1 for row in rows if row.finish_reason == "stop")
+    workspace.remove("answers")
+    strict = {**PERMISSIVE, "dropTruncated": True}
+    with pytest.raises(BadData) as error:
+        generate.run(a_run(**{**short, "minYield": 0.01}, filters=strict), context_of(workspace, tmp_path))
+    assert "Truncated" in error.value.message
+
+
 PERMISSIVE = {"dropTruncated": False, "dropRepetitive": False, "minTokens": 0}
 
 

@@ -11,8 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kubedistill_api.run import TrainRun
-from kubedistill_trainer import runtime
+from kubedistill_trainer import engine, runtime
+from kubedistill_trainer.core import attention
+from kubedistill_trainer.core.batching import Example, pack
+from kubedistill_trainer.core.losses import cross_entropy
+from kubedistill_trainer.core.signals import Text
+from kubedistill_trainer.distiller import Distiller
 from kubedistill_trainer.errors import BadConfiguration, BadData, Stopped
+from kubedistill_trainer.models import load_model
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.stages import train
 from kubedistill_trainer.store import manifests
@@ -144,6 +150,33 @@ def test_the_losses_do_not_depend_on_the_zero_stage(trained: Callable[..., Any])
     ]
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_student_that_is_its_teacher_begins_with_nothing_to_learn(trained: Callable[..., Any], teacher: Path) -> None:
+    """Rows of another length, one position off, or of another row: each would show as nats at the first step."""
+    done = trained(
+        student={"prunedFrom": None, "model": {"uri": teacher.as_uri()}},
+        training={"objective": {"softWeight": 1.0}, "hyperparameters": {"maxSteps": 1}},
+    )
+    assert 0 <= done.losses[0] < 1e-3
+
+
+def test_a_batch_has_the_same_loss_in_training_and_in_evaluation(
+    teacher: Path, a_run: Callable[..., TrainRun], tmp_path: Path
+) -> None:
+    training = a_run().training
+    ids = [torch.arange(length) + 3 for length in (9, 4, 17)]
+    batch = pack([Example(str(len(row)), row, torch.arange(len(row)) > 2, Text()) for row in ids])
+    with engine.together(engine.Place(), tmp_path / "rendezvous"):
+        model = load_model(teacher, torch.float32)
+        model.set_attn_implementation(attention.install())
+        one = engine.Engine(Distiller(model, cross_entropy, 512), training, 2, engine.Place())
+        before = one.evaluate(batch)
+        during = one.step([batch] * 2, 2 * len(batch.supervision), learning_rate=1e-2)
+        after = one.evaluate(batch)
+    assert float(during.total) == pytest.approx(2 * float(before.total), rel=1e-6)
+    assert during.count == 2 * before.count == 2 * len(batch.supervision)
+    assert float(after.total) < float(before.total)
 
 
 def test_adapters_are_exported_merged_and_alone(trained: Callable[..., Any], teacher: Path) -> None:

@@ -1,0 +1,151 @@
+"""A training that SIGKILL ends at twenty random steps: the same rows, the same losses, the same student.
+
+Python and torch take seconds to start, so the processes are forked from one that has imported everything and trains
+nothing itself; each kills itself when its time has come, a random moment after a random step began. Whole pods are
+killed in test_processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubedistill_api.run import TrainRun
+from kubedistill_trainer.runtime import StageContext
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+EVERY = 3
+"""Steps between two checkpoints."""
+LONG: dict[str, Any] = {
+    "hyperparameters": {"epochs": 24, "learningRate": 5e-4},
+    "checkpoints": {"everySteps": EVERY, "keepLast": 2},
+}
+"""72 steps. Dropout in the adapters, so that the random state matters as well."""
+
+
+class Server:
+    """Forks trainings, one at a time. See kills_script."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert self._told() == "ready"
+
+    def run(self, folder: Path, death: tuple[int, float] | None) -> int:
+        """A training to its end, whose exit code is returned."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{json.dumps([str(folder), death])}\n")
+        self._process.stdin.flush()
+        return int(self._told())
+
+    def _told(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture
+def server(teacher: Path, tmp_path: Path) -> Iterator[Server]:
+    """A fork server; what it forked ends with it."""
+    script = str(Path(__file__).with_name("kills_script.py"))
+    with (
+        (tmp_path / "server.log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, script, str(teacher)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            yield Server(process)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+class Training:
+    """A training in a workspace of its own, run as often as it takes."""
+
+    def __init__(self, run: TrainRun, folder: Path, server: Server) -> None:
+        self._folder = folder
+        self._server = server
+        self.trained = folder / run.folder
+        (folder / "run.json").write_text(run.model_dump_json(by_alias=True))
+
+    def finish(self) -> None:
+        assert self._server.run(self._folder, None) == 0
+
+    def killed_at(self, step: int, pause_seconds: float) -> None:
+        """It gets SIGKILL so long after a step was begun; the first is 0."""
+        assert self._server.run(self._folder, (step, pause_seconds)) == -signal.SIGKILL
+
+    @property
+    def losses(self) -> bytes:
+        path = self.trained / "losses.jsonl"
+        return path.read_bytes() if path.exists() else b""
+
+    @property
+    def student(self) -> bytes:
+        return (self.trained / "model" / "model.safetensors").read_bytes()
+
+    @property
+    def step(self) -> int:
+        """The last one whose loss was told."""
+        lines = self.losses.rpartition(b"\n")[0].splitlines()
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    @property
+    def checkpoint(self) -> int:
+        """The step of the newest complete one."""
+        markers = self.trained.glob("checkpoints/*/checkpoint.json")
+        return max((int(json.loads(marker.read_text())["state"]["step"]) for marker in markers), default=0)
+
+    @property
+    def rows(self) -> dict[int, set[tuple[int, ...]]]:
+        """The rows that each step was begun with, by all attempts."""
+        seen: dict[int, set[tuple[int, ...]]] = {}
+        for line in (self._folder / "rows").read_text().splitlines():
+            step, rows = json.loads(line)
+            seen.setdefault(step, set()).add(tuple(rows))
+        return seen
+
+
+@pytest.fixture
+def a_training(
+    a_run: Callable[..., TrainRun], a_context: Callable[..., StageContext], server: Server
+) -> Callable[[str], Training]:
+    def build(name: str) -> Training:
+        workspace = a_context(name).workspace
+        folder = workspace.local_path("")
+        assert folder is not None
+        adapter = {"rank": 4, "alpha": 8, "dropout": 0.1}
+        return Training(a_run(workspace=workspace.root, student={"adapter": adapter}, training=LONG), folder, server)
+
+    return build
+
+
+def test_kills_at_twenty_random_steps_change_neither_rows_nor_losses_nor_the_student(
+    a_training: Callable[[str], Training],
+) -> None:
+    lottery = random.Random(11)
+    whole, killed = a_training("whole"), a_training("killed")
+    whole.finish()
+    for _ in range(KILLS):
+        killed.killed_at(killed.checkpoint + lottery.randint(0, EVERY), lottery.uniform(0, 0.02))
+        assert killed.step - killed.checkpoint <= 2 * EVERY, "the newest checkpoint may have been on its way"
+    killed.finish()
+    assert killed.losses == whole.losses
+    assert killed.rows == whole.rows
+    assert all(len(rows) == 1 for rows in killed.rows.values())
+    assert killed.student == whole.student
