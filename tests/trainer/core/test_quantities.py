@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kubedistill_trainer.core.quantities import Number, number_in
+from kubedistill_trainer.core.quantities import Number, number_in, several_in
 
 WRITTEN = {
     "plain": ("42", 42),
@@ -79,7 +79,16 @@ STANDS = {
     "a-heading-without-a-number": ("#### Verification\nIt holds.\n\nThe answer is 12.", 12),
     "hashes-and-blank-lines-after": ("9 - 4 = 5\n####5\n\n", 5),
     "bold-before-a-parenthesis": ("The answer is **18** (9 eggs a day times 2)", 18),
-    "bold-before-another-number": ("Total: **18**\n\n2 of them are left", 2),
+    "a-bold-total-before-a-remark": ("Total: **18**\n\n2 of them are left", 18),
+    "a-bold-total-before-a-remark-on-its-line": ("- 3 a day\n- **Total:** **18**, and 2 of them are left", 18),
+    "a-total-in-bold-as-a-whole": ("**Total cost: $18**\nThat is for 2 people.", 18),
+    "a-result-before-a-remark": ("Result: 18\nYou may round it to 20.", 18),
+    "a-total-on-the-way": ("Total: 20 apples. She gives 2 away and keeps 18.", 18),
+    "a-bold-total-on-the-way": ("Total: **20**\nShe gives 2 away, so 18 are left.", 18),
+    "a-bold-total-that-is-calculated-with": ("Total: **20**\n20 - 2 = 18", 18),
+    "a-bold-total-and-two-numbers-after": ("Total: **20**\nShe gives 2 away. 18 are left.", 18),
+    "a-bold-step-is-no-total": ("First she has **7**. She gives 2 away and has 5", 5),
+    "the-answer-is-before-a-total": ("The answer is 5.\n\nTotal: **18**", 5),
     "bold-at-the-end": ("9 * 2 is **18**", 18),
     "bold-negative": ("The answer is **-5**.", -5),
     "stars-are-a-power-between-numbers": ("2**3", 8),
@@ -116,6 +125,63 @@ def test_the_number_is_found_and_read(text, value):
     found = number_in(text)
     assert found is not None
     assert found.value == value
+
+
+ONE = {
+    "gsm8k": "5 * 3 = <<5*3=15>>15 and 3 more\n#### 18",
+    "boxed-after-reasoning": r"Of 20 there are 2 left, so \boxed{18}.",
+    "mixed-number": "1 1/2",
+    "mixed-number-in-words": "2 and 3/4 cups",
+    "thousands": "1,234",
+    "thousands-in-groups": "12 345 678",
+    "power-of-ten": "3 × 10^5",
+    "percent": "25 %",
+    "percent-and-the-same-share": "25 % (1/4)",
+    "twice-the-same": "$5 (5 dollars)",
+    "an-equation": "x = 5",
+    "an-equation-from-numbers": "3 + 4 = 7",
+    "a-chain-of-equations": "x = 3 + 4 = 7",
+    "unit-with-a-power": "5 m²",
+    "negative": "-5",
+    "fraction": r"\frac{3}{4}",
+    "decimal-comma": "12,5",
+    "millions": "$3 million",
+    "stated-with-its-reason": "The answer is 12, since 3 * 4 = 12.",
+    "stated-after-reasoning": "There are 3 bags of 4. The answer is 12.",
+    "a-bold-total": "3 bags of 4\nTotal: **12**",
+}
+SEVERAL = {
+    "a-point": "(3, 4)",
+    "a-point-without-a-gap": "(3,4)",
+    "a-point-in-a-box": r"\boxed{(3, 4)}",
+    "a-point-in-tex": r"$\left(3, \frac{1}{2}\right)$",
+    "a-set": r"\{2,5\}",
+    "a-ratio": "3:4",
+    "two-solutions": "x = 2 or 3",
+    "two-solutions-in-equations": "x = 2 or x = 3",
+    "two-unknowns": "x = 2, y = 3",
+    "two-unknowns-stated": "The answer is x = 2, y = 3.",
+    "two-signs": "±2",
+    "two-signs-in-tex": r"\boxed{\pm 2}",
+    "a-range": "10-15",
+    "an-interval": "[0, 5]",
+    "a-list": "3, 4, 5",
+    "hours-and-minutes": "3 hours 20 minutes",
+    "after-hashes": "we solve it\n#### 2 or 3",
+    "a-number-and-an-unreadable-one": "5 or 2√3",
+    "out-of": "2 out of 5",
+}
+
+
+@pytest.mark.parametrize("text", ONE.values(), ids=ONE)
+def test_a_label_that_means_one_number_is_told_from(text):
+    assert number_in(text) is not None
+    assert not several_in(text)
+
+
+@pytest.mark.parametrize("text", SEVERAL.values(), ids=SEVERAL)
+def test_one_that_could_mean_several(text):
+    assert several_in(text)
 
 
 @pytest.mark.parametrize("text", NOTHING.values(), ids=NOTHING)
@@ -186,6 +252,21 @@ def test_a_number_written_in_any_way_and_anywhere_reads_as_itself(number, sign, 
     found = number_in(frame.format(sign + text))
     assert found is not None
     assert found.value == (-value if sign else value)
+
+
+@given(
+    written, signs, st.sampled_from(["{}", "{}.", "x = {}", "The answer is {}.", "9 and 7\n#### {}", r"\boxed{{{}}}"])
+)
+def test_a_number_written_in_any_way_is_one(number, sign, frame):
+    assert not several_in(frame.format(sign + number[0]))
+
+
+@given(
+    st.integers(0, 999), st.integers(0, 999), st.sampled_from(["({}, {})", "{}:{}", "{} or {}", "{}; {}", "{} and {}"])
+)
+def test_two_numbers_are_several(one, other, frame):
+    assume(one != other)
+    assert several_in(frame.format(one, other))
 
 
 @given(

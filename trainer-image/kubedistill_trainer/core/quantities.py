@@ -1,10 +1,10 @@
 r"""The number that an answer comes to, however it is written: "$1,200.50", "−3", "1.5 × 10^3", "\frac{3}{4}", "25 %".
 
 Where it stands: in the last `\boxed{}`; in a last line after `####` (the labels of GSM8K; elsewhere `####` is a
-heading); after the last "the answer is" that a number follows; else it is the last number of the text. How it is read,
-where two readings are possible: "1,234" has a thousands separator and "1.234" a decimal point, as in English;
-"1.234,5", "0,125" and "12,5" can only have decimal commas. Units are not converted, and roots and multiples of π are
-no numbers. Numbers are exact fractions: nothing is rounded.
+heading); after the last "the answer is" that a number follows; in a closing "Total: **18**" or "Result: 18"; else it
+is the last number of the text. How it is read, where two readings are possible: "1,234" has a thousands separator and
+"1.234" a decimal point, as in English; "1.234,5", "0,125" and "12,5" can only have decimal commas. Units are not
+converted, and roots and multiples of π are no numbers. Numbers are exact fractions: nothing is rounded.
 """
 
 from __future__ import annotations
@@ -52,8 +52,45 @@ def number_in(text: str) -> Number | None:
     for rest in reversed(stated):
         if found := _stated(rest):
             return found[0]
+    if not stated and (concluded := _concluded(text)):
+        return _stated(concluded)[0]
     found = _numbers(stated[-1] if stated else plain)
     return found[-1] if found else None
+
+
+def several_in(text: str) -> bool:
+    """Whether a label could mean another number, too: "(3, 4)", "3:4", "x = 2 or 3", "±2".
+
+    Only what stands where `number_in` looks counts: reasoning before `#### 18` may hold any numbers. Of an equation
+    its right-hand side counts. Equal numbers are one: "25 % (1/4)".
+    """
+    passage = _passage(text)
+    if _PAIR.search(passage) or "±" in passage:
+        return True
+    found: list[Number | None] = []
+    for part in _PARTS.split(passage):
+        _, equals, right = part.rpartition("=")
+        found += _numbers(equals + right) or _numbers(part)
+    return any(one is None or first is None or not one.same(first) for first in found[:1] for one in found[1:])
+
+
+_PAIR = re.compile(r"[(\[{]\s*-?[\d./]+\s*[,;|]\s*-?[\d./]+\s*\\?[)\]}]")
+_PARTS = re.compile(r"[;\n]|,\s|\b(?:and|or)\b(?=[^=]*=)")
+"""What may separate two equations. "2 and 3/4" is one number."""
+
+
+def _passage(text: str) -> str:
+    """Where the number of a label stands."""
+    plain = _plain(text)
+    if (boxed := _last_box(plain)) is not None:
+        return f"={boxed}"
+    if (last_line := _HASHES.search(plain)) and _numbers(f"={last_line[1]}"):
+        return f"={last_line[1]}"
+    stated = [rest for mark in _STATED.finditer(plain) if (rest := _what_follows(plain, mark))]
+    for rest in reversed(stated):
+        if _stated(rest):
+            return _REASONS.split(rest, maxsplit=1)[0]
+    return _concluded(text) or plain
 
 
 _HASHES = re.compile(r"####[ \t]*([^\n]+)\s*\Z")
@@ -63,6 +100,7 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"(?:not|neither|never)\b", re.IGNORECASE)
+_REASONS = re.compile(r"[;\n]|[.!?](?=\s|$)|\b(?:because|since|as|where|which|given|so)\b", re.IGNORECASE)
 _CLAUSE_ENDS = re.compile(
     r"[;\n]|[.!?](?=\s|$)|,(?=\s*[A-Za-z])|\b(?:because|since|as|where|which|given|so)\b", re.IGNORECASE
 )
@@ -85,6 +123,33 @@ def _stated(rest: str) -> list[Number | None]:
     clause = _CLAUSE_ENDS.split(rest, maxsplit=1)[0]
     _, equals, right = clause.rpartition("=")
     return _numbers(equals + right) or _numbers(clause)
+
+
+_CONCLUDES = re.compile(
+    r"""^[ \t>#*_-]*
+    (?: (?:(?:final|grand|overall)[ \t])? total (?:[ \t][a-z]+){0,3}
+      | (?:final[ \t])? (?P<result>result) | sum | in[ \t](?:total|all) )
+    [ \t]*(?:\*\*)?[ \t]*[:=](?:\*\*)?[ \t]*
+    (?: \*\*(?P<bold>[^*\n]+)\*\* | (?P<line>[^*\n]+)(?P<end>\*\*)? )""",
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+_GOES_ON = re.compile(
+    r"[=≈×]|\*\*|:\s|\b(?:so|therefore|thus|hence|then|leaves|leaving|finally|remain\w*)\b", re.IGNORECASE
+)
+
+
+def _concluded(text: str) -> str:
+    """What a line such as "Total: **18**" or "Result: 18" states, if no more than a remark with one number follows.
+
+    Empty if there is no such line, or if the text goes on to calculate: then its last number counts. A total that is
+    not bold may be a step on the way, a result is none.
+    """
+    found = max(_CONCLUDES.finditer(text), key=re.Match.start, default=None)
+    if found is None or not (found["result"] or found["bold"] or found["end"]):
+        return ""
+    said, remark = f"={_plain(found['bold'] or found['line']).strip()}", text[found.end() :]
+    ends = not _GOES_ON.search(remark) and len(_numbers(_plain(remark))) <= 1
+    return said if ends and _stated(said) else ""
 
 
 def _last_box(plain: str) -> str | None:
@@ -211,6 +276,7 @@ _TEX = (
     (re.compile(r"\\([%$#&])"), r"\1"),
     (re.compile(r"\\(?:cdot|times)\b\s?"), "×"),
     (re.compile(r"\\pi\b"), "π"),
+    (re.compile(r"\\pm\b|\+/-"), "±"),
     (re.compile(r"\\sqrt\b(?:\[\d+\])?"), "√"),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\^\s*\{\s*([-+]?\d+)\s*\}"), r"^\1"),
