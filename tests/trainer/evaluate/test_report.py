@@ -210,7 +210,7 @@ def test_a_number_that_is_none_draws_a_page_and_a_full_bar() -> None:
 
 def test_the_best_validation_is_ringed() -> None:
     plot = loss_curves([], [Point(10, 2.0), Point(20, 1.0), Point(30, 1.5)])
-    assert plot.count("ring") == 1
+    assert plot.count("ring") == 2  # one in each width
     ring = plot[plot.index("ring") :]
     assert "step 20: 1.00" in ring
 
@@ -261,3 +261,50 @@ NUMBERS = [
 @pytest.mark.parametrize(("text", "expected"), NUMBERS)
 def test_numbers_read_well(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_an_answer_without_words_is_said_to_be_one() -> None:
+    assert "It wrote nothing." in as_html(a_report(samples=[a_sample(before="")]))
+    assert "It wrote nothing." not in as_html(a_report())
+
+
+def test_a_number_that_is_nothing_has_no_bar() -> None:
+    card = a_card(comparison=(Compared(Metric.ROUGE, 0.41, 0.0, 1.0),))
+    assert (
+        as_html(a_report(card)).count('<span class="fill ')
+        == as_html(a_report(a_card(comparison=()))).count('<span class="fill ') + 2
+    )
+
+
+def test_the_loss_is_drawn_for_wide_and_for_narrow_pages_and_one_of_them_is_shown() -> None:
+    page = as_html(a_report())
+    assert re.search(r'class="plot wide" viewBox="0 0 980 ', page)
+    assert re.search(r'class="plot narrow" viewBox="0 0 360 ', page)
+    assert page.count("best is ringed") == 1
+    before, narrow = page.split("@media (max-width: 720px)")
+    assert ".plot.narrow { display: none }" in before
+    assert ".plot.wide { display: none } .plot.narrow { display: block }" in narrow
+
+
+TEXT_ON = [
+    ("ink", "paper"), ("ink", "card"), ("soft", "paper"), ("soft", "card"), ("soft", "track"), ("after", "card"),
+    ("teacher-ink", "card"), ("good", "good-wash"), ("bad", "bad-wash"), ("warn", "warn-wash"), ("ink", "good-wash"),
+    ("ink", "bad-wash"), ("ink", "warn-wash"), ("paper", "ink"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(("text", "ground"), TEXT_ON, ids=map("-on-".join, TEXT_ON))
+def test_letters_stand_out_from_their_ground(text: str, ground: str, scheme: int) -> None:
+    """Level AA of WCAG 2.2 for small text."""
+    palettes = [dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in as_html(a_report()).split(":root {")[1:]]
+    assert len(palettes) == 2
+    light, dark = sorted((luminance(palettes[scheme][name]) for name in (text, ground)), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of sRGB, as WCAG defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

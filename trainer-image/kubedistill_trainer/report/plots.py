@@ -11,8 +11,8 @@ from markupsafe import Markup, escape
 
 from kubedistill_trainer.report.content import Point, three_digits
 
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 34
-"""Pixels of the margins: numbers at the left, numbers and a label below."""
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 22, 34
+"""Pixels of the margins: numbers at the left, a label above, numbers and a label below."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class Frame:
         return Scale(low, high, self.height - BOTTOM, TOP)
 
 
-WHOLE = Frame(860, 280, x_ticks=10)
-HALF = Frame(400, 230, x_ticks=5)
+WIDE = Frame(980, 300, x_ticks=10)
+NARROW = Frame(360, 240, x_ticks=4)
+"""On a phone; the page shows one of the two, so that letters keep their size."""
+SMALL = Frame(300, 200, x_ticks=6)
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,19 @@ def smoothed(points: Sequence[Point], reach: int) -> list[Point]:
 def loss_curves(training: Sequence[Point], validation: Sequence[Point]) -> Markup:
     """Loss by optimizer step: each step faintly, their running mean, and the validations as dots, the best ringed."""
     training, validation = _finite(training), _finite(validation)
-    points = [*training, *validation]
-    if not points:
+    if not training and not validation:
         return Markup("")
-    x = WHOLE.x(min(p.step for p in points), max(p.step for p in points))
+    wide, narrow = (_curves(frame, training, validation) for frame in (WIDE, NARROW))
+    return _svg(WIDE, "Loss by optimizer step", wide, "wide") + _svg(NARROW, "Loss by optimizer step", narrow, "narrow")
+
+
+def _curves(frame: Frame, training: Sequence[Point], validation: Sequence[Point]) -> list[str]:
+    points = [*training, *validation]
+    x = frame.x(min(p.step for p in points), max(p.step for p in points))
     values = [p.value for p in points]
     low = 0.0 if min(values) >= 0 else min(values)
-    y = WHOLE.y(low, max(values) * 1.05 or 1.0)
-    parts = [_axes(WHOLE, x, y, "optimizer step", "nats a token")]
+    y = frame.y(low, max(values) * 1.05 or 1.0)
+    parts = [_axes(frame, x, y, "optimizer step", "nats a token")]
     if training:
         parts.append(_path(training, x, y, "line train faint"))
         parts.append(_path(smoothed(training, len(training) // 30), x, y, "line train"))
@@ -95,7 +102,7 @@ def loss_curves(training: Sequence[Point], validation: Sequence[Point]) -> Marku
         parts.append(_path(validation, x, y, "line valid"))
         parts += [_dot(point, x, y, "dot valid") for point in validation]
         parts.append(_dot(best, x, y, "ring valid", radius=7))
-    return _svg(WHOLE, "Loss by optimizer step", parts)
+    return parts
 
 
 def histogram(values: Sequence[int], title: str, unit: str, bins: int = 24) -> Markup:
@@ -106,8 +113,8 @@ def histogram(values: Sequence[int], title: str, unit: str, bins: int = 24) -> M
     counts = [0] * (max(values) // width + 1)
     for value in values:
         counts[value // width] += 1
-    x, y = HALF.x(0, len(counts) * width), HALF.y(0, max(counts) * 1.05)
-    parts = [_axes(HALF, x, y, unit, "answers")]
+    x, y = SMALL.x(0, len(counts) * width), SMALL.y(0, max(counts) * 1.05)
+    parts = [_axes(SMALL, x, y, unit, "answers")]
     for index, count in enumerate(counts):
         left, right = x(index * width) + 1, x((index + 1) * width) - 1
         label = f"{index * width} to {(index + 1) * width - 1} {unit}: {count}"
@@ -115,7 +122,7 @@ def histogram(values: Sequence[int], title: str, unit: str, bins: int = 24) -> M
             f'<rect class="bar" x="{left:.1f}" y="{y(count):.1f}" width="{right - left:.1f}" '
             f'height="{y(0) - y(count):.1f}" rx="1.5"><title>{escape(label)}</title></rect>'
         )
-    return _svg(HALF, title, parts)
+    return _svg(SMALL, title, parts)
 
 
 def _axes(frame: Frame, x: Scale, y: Scale, x_label: str, y_label: str) -> str:
@@ -131,7 +138,7 @@ def _axes(frame: Frame, x: Scale, y: Scale, x_label: str, y_label: str) -> str:
     ]
     lines.append(
         f'<text class="axis" x="{right}" y="{frame.height - 4}" text-anchor="end">{escape(x_label)}</text>'
-        f'<text class="axis" x="{LEFT + 4}" y="{TOP + 2}">{escape(y_label)}</text>'
+        f'<text class="axis" x="{LEFT + 4}" y="{TOP - 10}">{escape(y_label)}</text>'
     )
     return "".join(lines)
 
@@ -149,9 +156,10 @@ def _dot(point: Point, x: Scale, y: Scale, classes: str, radius: float = 3.5) ->
     )
 
 
-def _svg(frame: Frame, title: str, parts: Sequence[str]) -> Markup:
+def _svg(frame: Frame, title: str, parts: Sequence[str], kind: str = "") -> Markup:
     return Markup(
-        f'<svg class="plot" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="{f"plot {kind}".rstrip()}" viewBox="0 0 {frame.width} {frame.height}" role="img" '
+        f'aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
     )
 
