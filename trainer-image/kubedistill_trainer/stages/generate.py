@@ -266,7 +266,7 @@ def _rejected_rows(run: GenerateRun, context: StageContext, paths: Sequence[str]
     reasons = sum((Tally.of(meta) for meta in metas), Tally()).reasons
     for meta in metas:
         if meta.rejected:
-            for line in context.workspace.read_bytes(f"{run.folder}/{meta.rejected}").decode().splitlines():
+            for line in context.workspace.read_bytes(f"{run.folder}/{meta.rejected}").splitlines():  # str has more ends
                 row = RejectedRow(**json.loads(line))
                 if row.reason == reasons.most_common(1)[0][0]:
                     yield row
