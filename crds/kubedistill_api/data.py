@@ -26,7 +26,7 @@ class DataRef(Model):
     )
 
     uri: Uri
-    """JSON lines (also gzip), Parquet, or a folder of them; told by content, not by suffix."""
+    """JSON lines, a JSON array (also in gzip or zstd), Parquet, or a folder of them; told by content, not suffix."""
 
 
 class OnInvalidRow(StrEnum):

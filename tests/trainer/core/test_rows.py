@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,7 +72,14 @@ BAD = {
     "prompt-of-a-number": ({"prompt": 5}, "prompt is a number, not text"),
     "a-label-that-is-a-list": ({"prompt": "Hi", "label": []}, "label is empty"),
     "a-label-that-is-a-boolean": ({"prompt": "Hi", "label": True}, "label is a boolean"),
-    "a-label-without-end": ({"prompt": "1/0", "label": float("inf")}, "label is a number, not text"),
+    "a-label-without-end": ({"prompt": "1/0", "label": float("inf")}, "label is inf, which is no number"),
+    "half-a-character": ({"prompt": "Hi \ud83d"}, r"prompt holds \\ud83d, half of a character"),
+    "half-a-character-in-a-label": ({"prompt": "Hi", "label": "\udc00"}, r"label holds \\udc00"),
+    "half-a-character-in-tools": ({"prompt": "Hi", "tools": [{"name": "\ud83d"}]}, "tools holds"),
+    "tools-of-text": ({"prompt": "Hi", "tools": "weather"}, "tools is text, but no JSON"),
+    "a-tool-that-is-text": ({"prompt": "Hi", "tools": ["weather"]}, "tool 1 is text, not an object"),
+    "a-tool-with-a-date": ({"prompt": "Hi", "tools": [{"since": date(2026, 1, 1)}]}, "tools cannot be said in JSON"),
+    "a-message-with-bytes": ({"messages": [{**USER, "blob": b"x"}]}, "message 1 cannot be said in JSON"),
     "messages-of-text": ({"messages": "Hi"}, "messages is text, not a list"),
     "no-messages": ({"messages": []}, "no user message"),
     "only-a-system-message": ({"messages": [{"role": "system", "content": "Be kind"}]}, "no user message"),
@@ -165,3 +175,15 @@ def test_purposes_are_independent():
     both = sum(fraction_of(str(i), "validation") < 0.5 and fraction_of(str(i), "teacher") < 0.5 for i in range(2000))
     assert 400 < both < 600
     assert all(0 <= fraction_of(str(i), "teacher") < 1 for i in range(100))
+
+
+def test_tools_may_be_json_as_a_column_of_parquet_holds_them():
+    tools = [{"type": "function", "function": {"name": "weather"}}, {"type": "function", "function": {"args": [1]}}]
+    assert parse_row({"prompt": "Hi", "tools": json.dumps(tools)}) == parse_row({"prompt": "Hi", "tools": tools})
+
+
+def test_where_a_row_stood_is_no_part_of_it():
+    here, there = (parse_row({"prompt": "Hi"}, place=place) for place in ("a, line 1", "b, line 2"))
+    assert here == there
+    assert here.row_id == there.row_id
+    assert (here.place, there.place) == ("a, line 1", "b, line 2")

@@ -222,6 +222,13 @@ FAILURES: dict[str, tuple[bytes, dict[str, Any], int, list[str]]] = {
         65,
         ["'a few'", "no number", "line 1", "42, -1.5 or 3/4"],
     ),
+    "labels of several numbers": (
+        jsonl([{"prompt": f"Where, case {n}?", "label": "(3, 4)"} for n in range(9)]),
+        {"task": "Math"},
+        65,
+        ["'(3, 4)'", "more than one number", "line 1", "#### 42", "rejected.jsonl"],
+    ),
+    "csv": (b"question,answer\nWhat?,That\n", {}, 65, ["neither JSON lines", "'question,answer'", "one JSON object"]),
     "labels to match, and none there": (
         jsonl(LINES),
         {"generation": {"filters": {"requireLabelMatch": True}}},
@@ -264,11 +271,36 @@ def test_what_is_wrong_is_named_and_says_what_to_write(
     assert "Traceback" not in result.message
 
 
-def test_a_few_broken_rows_are_borne_and_reported(tried: Callable[..., Any], tmp_path: Path) -> None:
-    result = tried(jsonl(LINES) + b"{nonsense\n")
+def test_a_few_rows_are_left_out_and_kept_with_their_reasons(tried: Callable[..., Any], tmp_path: Path) -> None:
+    too_long = {"prompt": "x" * 900}
+    result = tried(jsonl([*LINES, LINES[3], too_long]) + b"{nonsense\n")
     assert result.dropped_rows == 1
-    report = (tmp_path / "workspace" / result.report).read_text()
-    assert "line 41" in report
+    place = Workspace.open(f"file://{tmp_path}/workspace")
+    lines = [json.loads(line) for line in place.read_bytes(f"{result.folder}/rejected.jsonl").splitlines()]
+    assert {(line["place"].rpartition(", ")[2], line["reason"]) for line in lines} == {
+        ("line 41", "Duplicate"),
+        ("line 42", "TooLong"),
+        ("line 43", "Broken"),
+    }
+    assert "rejected.jsonl" in result.warnings[0]
+    report = place.read_bytes(result.report).decode()
+    assert "line 43" in report
+    assert "[rejected.jsonl](rejected.jsonl)" in report
+    manifest = manifests.load(place, result.folder)
+    assert manifest is not None
+    assert {"rejected.jsonl", "train.parquet", "valid.parquet", "report.md"} <= set(manifest.files)
+    assert list((tmp_path / "scratch").rglob("*.jsonl")) == list((tmp_path / "scratch").rglob("*.parquet")) == []
+
+
+def test_rows_that_made_prepare_fail_are_kept_until_the_data_are_sound(
+    tried: Callable[..., Any], tmp_path: Path
+) -> None:
+    failed = tried(BROKEN)
+    kept = tmp_path / "workspace" / "jobs/default.j/prepare-1/rejected.jsonl"
+    assert len(kept.read_text().splitlines()) == 10
+    assert failed.message.endswith(kept.as_uri())
+    assert isinstance(tried(jsonl(LINES)), PrepareResult)
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 FIELDS = ("messages", "prompt", "system", "label", "completion", "tools")
@@ -25,13 +26,20 @@ class RowError(ValueError):
     """The row cannot be used; the message says why and what to write instead."""
 
 
-@dataclass(frozen=True)
+class LabelError(RowError):
+    """The row could be asked, but no answer could ever agree with its label."""
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of a chat. `more` holds what only templates understand: tool calls, names."""
 
     role: str
     content: str
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
     def as_dict(self) -> dict[str, Any]:
         """As chat templates and servers take it."""
@@ -43,7 +51,7 @@ class Message:
         return self.role == "assistant" and not self.more.get("tool_calls")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row: a chat up to and including what the last answer replies to."""
 
@@ -52,11 +60,17 @@ class Row:
     label: str | None = None
     """The expected last answer, where the data know it."""
     tools: tuple[Mapping[str, Any], ...] = ()
+    place: str = field(default="", compare=False)
+    """Where it stands in the user's files, for people."""
+    _id: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def row_id(self) -> str:
         """Digest of all content: equal rows have equal ids, whatever file, line or run they come from."""
-        return _digest([[m.as_dict() for m in self.messages], self.label, list(self.tools)])
+        if not self._id:
+            value = _digest([[m.as_dict() for m in self.messages], self.label, list(self.tools)])
+            object.__setattr__(self, "_id", value)
+        return self._id
 
     @property
     def prompt_key(self) -> str:
@@ -83,7 +97,7 @@ class Row:
         return cls(tuple(messages), raw["label"], tuple(raw["tools"]))
 
 
-def parse_row(raw: object, columns: Mapping[str, str] | None = None, system_prompt: str = "") -> Row:
+def parse_row(raw: object, columns: Mapping[str, str] | None = None, system_prompt: str = "", place: str = "") -> Row:
     """One row of user data as a `Row`.
 
     `columns` maps our field names to the user's ({prompt: question}). `system_prompt` goes before rows that bring no
@@ -107,8 +121,7 @@ def parse_row(raw: object, columns: Mapping[str, str] | None = None, system_prom
         chat.insert(0, Message("system", system_prompt))
     _check_order(chat)
     reference = chat.pop().content if chat[-1].is_answer else None
-    tools = () if fields["tools"] is None else tuple(_list(fields["tools"], "tools"))
-    return Row(tuple(chat), _label(fields, reference), tools)
+    return Row(tuple(chat), _label(fields, reference), _tools(fields["tools"]), place)
 
 
 def unknown_columns(columns: Mapping[str, str]) -> list[str]:
@@ -138,9 +151,11 @@ def _message(raw: object, number: int) -> Message:
     if role not in ROLES:
         raise RowError(f"message {number} has role {role!r}; known are {', '.join(ROLES)}")
     more = {name: value for name, value in raw.items() if name not in ("role", "content") and value is not None}
+    if more:
+        _check_json(more, f"message {number}")
     if content in (None, "") and more.get("tool_calls"):
         return Message(role, "", more)
-    return Message(role, _text(content, f"the content of message {number}"), more)
+    return Message(role, _text(content, f"the content of message {number}"), more or _NOTHING)
 
 
 def _text(value: object, what: str) -> str:
@@ -152,7 +167,40 @@ def _text(value: object, what: str) -> str:
         raise RowError(f"{what} is {_kind(value)}, not text")
     if not value.strip():
         raise RowError(f"{what} is empty")
+    return _encodable(value, what)
+
+
+def _encodable(value: str, what: str) -> str:
+    """JSON can write half of a surrogate pair; no file and no tokenizer can hold it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        raise RowError(f"{what} holds {half}, half of a character: write the whole pair, or the character") from error
     return value
+
+
+def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
+    """A list of objects, or its JSON: a column of Parquet cannot hold tools of different shapes otherwise."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise RowError("tools is text, but no JSON: write a list of objects") from error
+    tools = [] if value is None else _list(value, "tools")
+    for number, tool in enumerate(tools, start=1):
+        if not isinstance(tool, Mapping):
+            raise RowError(f"tool {number} is {_kind(tool)}, not an object that describes a function")
+    _check_json(tools, "tools")
+    return tuple(tools)
+
+
+def _check_json(value: object, what: str) -> None:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise RowError(f"{what} cannot be said in JSON ({error})") from error
+    _encodable(text, what)
 
 
 def _list(value: object, what: str) -> list[Any]:
@@ -166,7 +214,9 @@ def _label(fields: Mapping[str, object], reference: str | None) -> str | None:
     if len(given) == 2:
         raise RowError("a row has label or completion, this one has both")
     for name, value in given.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise RowError(f"{name} is {value}, which is no number: leave it out")
             return str(value)
         return _text(value, name)
     return reference
@@ -195,6 +245,8 @@ def _kind(value: object) -> str:
     )
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def _digest(value: object) -> str:
-    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(_CANONICAL.encode(value).encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,62 +1,82 @@
-"""The user's files, row by row, with the place of each: told by content, never by suffix or column order."""
+"""The user's files: found, opened, unpacked. What a row of them looks like is told in `forms`."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
-from collections.abc import Iterator, Sequence
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import httpx
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from kubedistill_trainer.errors import BadData, NotFound, Transient
+from kubedistill_api.data import DataRef
+from kubedistill_trainer.errors import BadData, NotFound, StageError, Transient
+from kubedistill_trainer.preparation import forms
+from kubedistill_trainer.preparation.forms import RawRow
 from kubedistill_trainer.store.workspace import FileInfo, Workspace
 
-EXCERPT = 60
-"""Characters of a broken line that a message shows."""
-_BOM = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One row as it stands in a file: a value, or what is wrong with it."""
-
-    place: str
-    """For people: file, and line or row."""
-    value: object = None
-    error: str = ""
-    """Empty where there is a value."""
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_AGAIN_LATER = (408, 425, 429)
+"""Answers of a web server that may be others soon, beside those from 500 on."""
 
 
 @dataclass
 class Reading:
-    """Everything that was read of one data URI."""
+    """What lies at one data URI. The rows are read while they are taken, once, and never held here."""
 
-    rows: list[RawRow] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What was put right on the way."""
+    uri: str
+    scratch: Path
+    """A local folder for what has to be copied before it can be read."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """`data.columns`."""
     fingerprint: list[list[Any]] = field(default_factory=list)
     """Path, size and version of each file: equal exactly if nothing was changed."""
+    notes: list[str] = field(default_factory=list)
+    """What was put right on the way; complete when all rows were taken."""
+
+    def rows(self) -> Iterator[RawRow]:
+        """Every row of the file, or of the folder's files in the order of their paths.
+
+        Raises:
+            NotFound: a file went away, or access is refused.
+            BadData: nothing is there but emptiness, or a file is in none of the forms that are read.
+            Transient: the store is away.
+        """
+        found, empty = 0, []
+        for path, opening in self._files():
+            before = found
+            with opening as file, _unpacked(path, file) as stream:
+                for row in forms.rows(path, stream, self.columns, self.notes):
+                    found += 1
+                    yield row
+            empty += [path] if found == before else []
+        if not found:
+            raise BadData("DataFileEmpty", f"{self.uri} is empty: write one JSON object a line, or name another file.")
+        self.notes += [f"{path} is empty; it was passed over." for path in empty]
+
+    def _files(self) -> Iterator[tuple[str, Any]]:
+        if self.uri.startswith("https://"):
+            yield self.uri, _download(self.uri, self.scratch)
+            return
+        store, _ = _files(self.uri)
+        for path, _size, _version in self.fingerprint:
+            yield store.uri(path), _opened(store, path, self.scratch)
 
 
-def read(uri: str) -> Reading:
-    """Every row of a file or a folder of files.
+def read(data: DataRef, columns: Mapping[str, str], scratch: Path) -> Reading:
+    """A file, or a folder of files, ready to be read.
 
     Raises:
         NotFound: there is nothing, or access is refused.
-        BadData: a file is empty, or in none of the forms that are read.
         Transient: the store is away.
     """
-    reading = Reading(fingerprint=fingerprint(uri))
-    for path, data in _contents(uri, reading):
-        if not data.strip():
-            raise BadData("DataFileEmpty", f"{path} is empty: write one JSON object a line, or name another file.")
-        reading.rows += _rows(path, data, reading.notes)
-    return reading
+    return Reading(data.uri, scratch, columns, fingerprint(data.uri))
 
 
 def fingerprint(uri: str) -> list[list[Any]]:
@@ -66,106 +86,80 @@ def fingerprint(uri: str) -> list[list[Any]]:
     return [[file.path, file.size, file.version] for file in _files(uri)[1]]
 
 
-def _files(uri: str) -> tuple[Workspace, Sequence[FileInfo]]:
+def _files(uri: str) -> tuple[Workspace, list[FileInfo]]:
     folder, _, name = uri.rstrip("/").rpartition("/")
     store = Workspace.open(folder)
-    files = [file for file in store.files(name) if not file.path.rpartition("/")[2].startswith((".", "_"))]
+    files = [file for file in store.files(name) if not _hidden(file.path.removeprefix(name))]
     if not files:
         raise NotFound("DataFileNotFound", f"There is no data at {uri}: check data.train.uri and data.validation.uri.")
     return store, files
 
 
-def _contents(uri: str, reading: Reading) -> Iterator[tuple[str, bytes]]:
-    if uri.startswith("https://"):
-        yield uri, _download(uri)
-        return
-    store, _ = _files(uri)
-    for path, _size, _version in reading.fingerprint:
-        yield store.uri(path), store.read_bytes(path)
+def _hidden(path: str) -> bool:
+    """Whether a path within the user's folder is what tools leave there: `_SUCCESS`, `.cache/huggingface/...`."""
+    return any(part.startswith((".", "_")) for part in path.split("/"))
 
 
-def _download(url: str) -> bytes:
-    try:
-        reply = httpx.get(url, follow_redirects=True, timeout=120.0)
-    except httpx.TransportError as error:
-        raise Transient("DataUnavailable", f"{url} cannot be reached now: {error}.") from error
-    if reply.status_code >= 500:
-        raise Transient("DataUnavailable", f"{url} answers HTTP {reply.status_code}.")
-    if reply.is_error:
-        raise NotFound("DataFileNotFound", f"{url} answers HTTP {reply.status_code}: check data.train.uri.")
-    return reply.content
-
-
-def _rows(path: str, data: bytes, notes: list[str]) -> Iterator[RawRow]:
-    if data.startswith(b"\x1f\x8b"):
+@contextmanager
+def _opened(store: Workspace, path: str, scratch: Path) -> Iterator[BinaryIO]:
+    """A file that can be read from any place in it: of a bucket, a copy that is gone afterwards."""
+    with ExitStack() as stack:
+        local = store.local_path(path)
+        if local is None:
+            local = Path(stack.enter_context(_folder(scratch))) / "data"
+            store.fetch(path, local)
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
-            raise BadData("DataFileUnreadable", f"{path} is a broken gzip file: {error}.") from error
-    if data.startswith(b"PAR1"):
-        return _parquet(path, data)
-    if data.startswith(_BOM):
-        data = data.removeprefix(_BOM)
-        notes.append(f"{path} begins with a byte order mark; it was skipped.")
-    if data.lstrip().startswith(b"["):
-        return _array(path, data)
-    return _lines(path, data, notes)
+            yield stack.enter_context(local.open("rb"))
+        except (PermissionError, FileNotFoundError) as error:
+            raise NotFound("AccessDenied", f"{store.uri(path)} cannot be read: {error.strerror}.") from error
 
 
-def _parquet(path: str, data: bytes) -> Iterator[RawRow]:
-    try:
-        table = pq.read_table(io.BytesIO(data))
-    except pa.ArrowInvalid as error:
-        raise BadData("DataFileUnreadable", f"{path} is a broken Parquet file: {error}.") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield RawRow(f"{path}, row {number}", {key: value for key, value in row.items() if value is not None})
+@contextmanager
+def _download(url: str, scratch: Path) -> Iterator[BinaryIO]:
+    with _folder(scratch) as folder, (Path(folder) / "data").open("w+b") as file:
+        try:
+            with httpx.stream("GET", url, follow_redirects=True, timeout=120.0) as reply:
+                _check(url, reply)
+                for piece in reply.iter_bytes():
+                    file.write(piece)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise Transient("DataUnavailable", f"{url} cannot be reached now: {error}.") from error
+        except httpx.HTTPError as error:
+            raise NotFound("DataFileNotFound", f"{url} cannot be read: {error}.") from error
+        file.seek(0)
+        yield file
 
 
-def _array(path: str, data: bytes) -> Iterator[RawRow]:
-    try:
-        rows = json.loads(data)
-    except ValueError as error:
-        raise BadData("DataFileUnreadable", f"{path} is a JSON array that cannot be read: {error}.") from error
-    for number, row in enumerate(rows, start=1):
-        yield RawRow(f"{path}, row {number}", row)
-
-
-def _lines(path: str, data: bytes, notes: list[str]) -> Iterator[RawRow]:
-    lines = data.split(b"\n")
-    if any(line.endswith(b"\r") for line in lines):
-        notes.append(f"{path} has Windows line ends; they were read as line ends.")
-    blank = sum(not line.strip() for line in lines[:-1])
-    if blank:
-        notes.append(f"{path} has {blank} blank lines; they were skipped.")
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _line(f"{path}, line {number}", line.rstrip(b"\r"))
-
-
-def _line(place: str, line: bytes) -> RawRow:
-    try:
-        return RawRow(place, json.loads(line.decode(), object_pairs_hook=_without_twins))
-    except UnicodeDecodeError as error:
-        shown = line[max(0, error.start - 20) : error.start + 20].decode(errors="replace")
-        return RawRow(place, error=f"column {error.start + 1}: this is not UTF-8, near {shown!r}")
-    except json.JSONDecodeError as error:
-        start = max(0, error.pos - EXCERPT // 2)
-        excerpt = error.doc[start : start + EXCERPT]
-        return RawRow(place, error=f"column {error.colno}: this is not JSON ({error.msg}), near {excerpt!r}")
-    except _TwinError as error:
-        return RawRow(
-            place,
-            error=f"column {line.decode().rfind(json.dumps(str(error))) + 1}: the key {str(error)!r} stands twice",
+def _check(url: str, reply: httpx.Response) -> None:
+    if reply.status_code >= 500 or reply.status_code in _AGAIN_LATER:
+        raise Transient("DataUnavailable", f"{url} answers HTTP {reply.status_code}.")
+    if not reply.is_success:
+        raise NotFound(
+            "DataFileNotFound",
+            f"{url} answers HTTP {reply.status_code}: check data.train.uri and data.validation.uri.",
         )
 
 
-class _TwinError(ValueError):
-    """A key stands twice in one object."""
+def _folder(scratch: Path) -> tempfile.TemporaryDirectory[str]:
+    scratch.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=scratch)
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwinError(next(name for name in names if names.count(name) > 1))
-    return row
+@contextmanager
+def _unpacked(path: str, file: BinaryIO) -> Iterator[io.BufferedReader]:
+    """What a file holds: of gzip and zstd, what was packed, piece by piece. Broken packings raise BadData."""
+    head = file.read(4)
+    file.seek(0)
+    if head.startswith(_GZIP):
+        packing, stream = "gzip", io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file)))
+    elif head == _ZSTD:
+        packing, stream = "zstd", io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
+    else:
+        yield cast(io.BufferedReader, file)
+        return
+    try:
+        yield stream
+    except StageError:
+        raise
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadData("DataFileUnreadable", f"{path} is a broken {packing} file: {error}.") from error

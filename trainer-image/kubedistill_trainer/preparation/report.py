@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from kubedistill_api.status import Estimate, ResolvedModel
 from kubedistill_trainer.preparation.choosing import Choice
-
-BROKEN_SHOWN = 50
+from kubedistill_trainer.preparation.left_out import FILE, LeftOut
 
 
 @dataclass(frozen=True)
@@ -23,16 +22,18 @@ class Facts:
     notes: Sequence[str]
 
 
-def render(choice: Choice, lengths: Sequence[int], facts: Facts) -> str:
+def render(choice: Choice, out: LeftOut, lengths: Sequence[int], facts: Facts) -> str:
     """Markdown. `lengths` are the tokens of the training prompts."""
     estimate, notes = facts.estimate, facts.notes
-    left_out = [f"| left out: {reason} | {count} |" for reason, count in choice.dropped.items() if count]
+    left_out = [f"| left out: {reason.words} ({reason}) | {count} |" for reason, count in out.counts.items()]
+    left_out += [f"| beyond data.maxRows | {choice.beyond} |"] if choice.beyond else []
     labels = Counter(row.label for row in (*choice.train, *choice.valid) if row.label)
     parts = [
         "# Before the distillation\n",
         "| Rows | |\n|---|---|",
         f"| training prompts | {len(choice.train)} |\n| held-out prompts | {len(choice.valid)} |",
         *left_out,
+        *([f"\nRows that were left out, each with its reason and its place: [{FILE}]({FILE})."] if out.counts else []),
         f"\nA prompt has {quantile(lengths, 0.5)} tokens in the middle, {quantile(lengths, 0.95)} at the 95th "
         f"percentile, {max(lengths, default=0)} at most.\n",
         "| Expected | |\n|---|---|",
@@ -49,8 +50,10 @@ def render(choice: Choice, lengths: Sequence[int], facts: Facts) -> str:
         parts += ["\n| Label | Rows |\n|---|---|", *(f"| {label} | {count} |" for label, count in labels.most_common())]
     if notes:
         parts += ["\n## Notes\n", *(f"- {note}" for note in notes)]
-    if choice.broken:
-        parts += ["\n## Broken rows\n", *(f"- {line}" for line in choice.broken[:BROKEN_SHOWN])]
+    if out.shown:
+        more = out.unusable - len(out.shown)
+        parts += ["\n## Rows that cannot be used\n", *(f"- {line}" for line in out.shown)]
+        parts += [f"- and {more} more in [{FILE}]({FILE})"] if more else []
     return "\n".join(parts) + "\n"
 
 

@@ -3,6 +3,7 @@
 <prepared>/train.parquet, valid.parquet   see store.rows
 <prepared>/tokenizer/, teachers/<name>/   tokenizers, with the chat templates that are used
 <prepared>/report.md                      for people
+<prepared>/rejected.jsonl                 rows that were left out, each with its reason; also if Prepare then fails
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,20 @@ from kubedistill_trainer.models import tokenizer_digest
 from kubedistill_trainer.preparation import choosing, files, labels, looking, rehearsing, report, trainable
 from kubedistill_trainer.preparation.choosing import Choice
 from kubedistill_trainer.preparation.expecting import estimate
+from kubedistill_trainer.preparation.files import Reading
+from kubedistill_trainer.preparation.forms import RawRow
+from kubedistill_trainer.preparation.left_out import FILE, LeftOut, left_out
 from kubedistill_trainer.preparation.looking import Look
+from kubedistill_trainer.preparation.measuring import Lengths, with_special_tokens
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.store import artifacts, manifests
 from kubedistill_trainer.store.manifests import FileEntry, Manifest, entry
-from kubedistill_trainer.store.rows import TEACHERS, TOKENIZER, PromptRow, to_parquet
+from kubedistill_trainer.store.rows import TEACHERS, TOKENIZER, PromptRow, write_parquet
 from kubedistill_trainer.store.workspace import Workspace
 from kubedistill_trainer.teachers.servers import Server, check_server
 
+LOOK_EVERY = 10_000
+"""Rows between two looks at the signal."""
 WARNINGS = 5
 """Sentences that go into the result; the report has all."""
 
@@ -60,10 +67,22 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
     """
     spec = run.spec
     _refuse(spec)
+    with left_out(context.scratch) as (out, rejected):
+        try:
+            return _prepared(run, context, out, rejected)
+        except BadData as error:
+            raise _with_rejected(error, run, context, out, rejected) from error
+
+
+def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Path) -> PrepareResult:
+    """Steps 2 to 8."""
+    spec = run.spec
     _begin(0, "reading the data", context)
-    train = files.read(spec.data.train.uri)
-    valid = files.read(spec.data.validation.uri) if spec.data.validation else None
-    choice = choosing.choose(spec.data, spec.task, train.rows, valid.rows if valid else None)
+    train = files.read(spec.data.train, spec.data.columns, context.scratch)
+    valid = files.read(spec.data.validation, spec.data.columns, context.scratch) if spec.data.validation else None
+    choice = choosing.choose(
+        spec.data, spec.task, _watched(train, context), _watched(valid, context) if valid else None, out
+    )
     _begin(1, "looking at the models", context)
     student, teachers = _looks(spec, context)
     notes = train.notes + (valid.notes if valid else []) + looking.settle_templates(spec, student, teachers)
@@ -74,17 +93,18 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
     trainable.check_student(student, spec.training.hyperparameters)
     rehearsing.check_formats(spec.output, student, context)
     _begin(2, "measuring the prompts", context)
-    lengths = _Lengths(student)
-    choosing.fit(choice, lengths, _prompt_limit(spec, teachers))
+    lengths = Lengths(student.tokenizer)
+    choosing.fit(choice, _stopping(lengths.measured, context), _prompt_limit(spec, teachers), out)
     notes += labels.check_all(spec, choice.train, choice.valid) + _specials(choice, student)
     _begin(3, "trying the output and the teachers", context)
     _try_output(run)
     _try_external(spec)
     _begin(4, "writing", context)
-    expected = estimate(spec, student, teachers, [lengths(row) for row in choice.train], len(choice.valid))
+    prompts = [lengths(row) for row in choice.train]
+    expected = estimate(spec, student, teachers, prompts, len(choice.valid))
     models = [look.resolved for look in (*teachers.values(), student)]
     facts = report.Facts(expected, rehearsing.published(spec, student), models, notes)
-    text = report.render(choice, [lengths(row) for row in choice.train], facts)
+    text = report.render(choice, out, prompts, facts)
     output_digest = _digest(choice, student, teachers)
     result = PrepareResult(
         input_digest=run.input_digest,
@@ -93,14 +113,15 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
         message=f"{len(choice.train)} prompts to train on, {len(choice.valid)} held out.",
         estimate=expected,
         models=models,
-        dropped_rows=len(choice.broken),
-        warnings=_warnings(choice, notes),
+        dropped_rows=out.unusable,
+        warnings=_warnings(choice, out, notes, context.workspace.uri(f"{run.folder}/{FILE}")),
         answers=_ready_answers(run, output_digest, models, context.workspace),
         report=f"{run.folder}/report.md",
     )
+    written = _write(run.folder, choice, student, teachers, text, context) | _leave(run, context, out, rejected)
     committed = context.commit(
         result,
-        _write(run.folder, choice, student, teachers, text, context),
+        written,
         {"inputs": {"train": train.fingerprint, "valid": valid.fingerprint if valid else []}},
     )
     assert isinstance(committed, PrepareResult)
@@ -111,7 +132,7 @@ def run(run: PrepareRun, context: StageContext) -> PrepareResult:
 def unchanged(run: PrepareRun, context: StageContext, manifest: Manifest) -> bool:
     """Whether data and models are those that were read, and the answers that were found are still all there are."""
     data = run.spec.data
-    if data.train.uri.startswith("https://"):
+    if any(ref.uri.startswith("https://") for ref in (data.train, data.validation) if ref):
         return False
     now = {
         "train": files.fingerprint(data.train.uri),
@@ -125,24 +146,45 @@ def unchanged(run: PrepareRun, context: StageContext, manifest: Manifest) -> boo
     return manifest.result.answers == found
 
 
-class _Lengths:
-    """Tokens of a row's prompt as the student sees it; each row is measured once."""
+def _watched(reading: Reading, context: StageContext) -> Iterator[RawRow]:
+    """The rows, with a look at the signal and a word on progress now and then."""
+    for number, row in enumerate(reading.rows()):
+        if number % LOOK_EVERY == LOOK_EVERY - 1:
+            context.check_stopping()
+            context.progress.update(message=f"reading the data, {number + 1:,} rows")
+        yield row
 
-    def __init__(self, student: Look) -> None:
-        self._tokenizer = student.tokenizer
-        self._known: dict[str, int] = {}
 
-    def __call__(self, row: Row) -> int:
-        if row.row_id not in self._known:
-            ids = self._tokenizer.apply_chat_template(
-                [message.as_dict() for message in row.messages],
-                tools=[dict(tool) for tool in row.tools] or None,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-            )["input_ids"]
-            self._known[row.row_id] = len(ids)
-        return self._known[row.row_id]
+def _stopping(
+    measured: Callable[[Sequence[Row]], list[int | str]], context: StageContext
+) -> Callable[[Sequence[Row]], list[int | str]]:
+    """The same, unless the stage is to stop."""
+
+    def check_and_measure(rows: Sequence[Row]) -> list[int | str]:
+        context.check_stopping()
+        return measured(rows)
+
+    return check_and_measure
+
+
+def _leave(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Path) -> dict[str, FileEntry]:
+    """The rows that were left out, in the workspace. Those of an earlier attempt go."""
+    target = f"{run.folder}/{FILE}"
+    if not out.counts:
+        context.workspace.remove(target)
+        return {}
+    out.flush()
+    context.workspace.put(rejected, target)
+    return {FILE: manifests.entry_of(rejected)}
+
+
+def _with_rejected(error: BadData, run: PrepareRun, context: StageContext, out: LeftOut, rejected: Path) -> BadData:
+    """The same error, with the place where all rows that were left out so far are kept."""
+    if not out.counts:
+        return error
+    _leave(run, context, out, rejected)
+    where = context.workspace.uri(f"{run.folder}/{FILE}")
+    return BadData(error.reason, f"{error.message} All with their reasons: {where}", ledger=error.ledger)
 
 
 def _begin(done: int, message: str, context: StageContext) -> None:
@@ -213,11 +255,7 @@ def _prompt_limit(spec: DistillationJobSpec, teachers: Mapping[str, Look]) -> in
 
 
 def _specials(choice: Choice, student: Look) -> list[str]:
-    special = [token for token in student.tokenizer.all_special_tokens if len(token) > 2]
-    found = sum(
-        any(token in message.content for token in special for message in row.messages)
-        for row in (*choice.train, *choice.valid)
-    )
+    found = with_special_tokens((*choice.train, *choice.valid), student.tokenizer)
     note = f"{found} rows have special tokens of the tokenizer in their text; check that this is meant."
     return [note] if found else []
 
@@ -287,26 +325,30 @@ def _digest(choice: Choice, student: Look, teachers: Mapping[str, Look]) -> str:
     )
 
 
-def _warnings(choice: Choice, notes: Sequence[str]) -> list[str]:
-    left_out = [f"{count} rows were left out: {reason}." for reason, count in choice.dropped.items() if count]
-    broken = [f"{choice.broken[0]}"] if choice.broken else []
-    return [*left_out, *broken, *notes][:WARNINGS]
+def _warnings(choice: Choice, out: LeftOut, notes: Sequence[str], rejected: str) -> list[str]:
+    """The file first, so that it is named whatever is cut off."""
+    told = [f"Left out: {'; '.join(out.sentences())}. Each with its reason: {rejected}"] if out.counts else []
+    beyond = [f"{choice.beyond} rows are beyond data.maxRows."] if choice.beyond else []
+    return [*told, *out.shown[:1], *beyond, *notes][:WARNINGS]
 
 
 def _write(
     folder: str, choice: Choice, student: Look, teachers: Mapping[str, Look], text: str, context: StageContext
 ) -> dict[str, FileEntry]:
     """Everything but the manifest; what was written, by path relative to the folder."""
-    written = {
-        "train.parquet": to_parquet([_stored(row) for row in choice.train]),
-        "valid.parquet": to_parquet([_stored(row) for row in choice.valid]),
-        "report.md": text.encode(),
-    }
+    written = {"report.md": text.encode()}
     for target, look in ((TOKENIZER, student), *((f"{TEACHERS}/{name}", look) for name, look in teachers.items())):
         written |= {f"{target}/{name}": data for name, data in _tokenizer_files(look, context.scratch).items()}
     for path, data in written.items():
         context.workspace.write_bytes(f"{folder}/{path}", data)
-    return {path: entry(data) for path, data in written.items()}
+    entries = {path: entry(data) for path, data in written.items()}
+    for split, rows in (("train", choice.train), ("valid", choice.valid)):
+        local = context.scratch / f"{split}.parquet"
+        write_parquet(local, map(_stored, rows))
+        context.workspace.put(local, f"{folder}/{local.name}")
+        entries[local.name] = manifests.entry_of(local)
+        local.unlink()
+    return entries
 
 
 def _tokenizer_files(look: Look, scratch: Path) -> dict[str, bytes]:

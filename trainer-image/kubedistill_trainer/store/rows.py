@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ from kubedistill_trainer.store.workspace import Workspace
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
 SCHEMA_VERSION = 1
+GROUP = 1 << 16
+"""Rows of a row group."""
 TOKENIZER = "tokenizer"
 TEACHERS = "teachers"
 
@@ -62,14 +65,21 @@ class PromptRow:
         return list(json.loads(self.tools)) if self.tools else None
 
 
-def to_parquet(rows: Sequence[PromptRow]) -> bytes:
+def to_parquet(rows: Iterable[PromptRow]) -> bytes:
     """Rows as the bytes of a Parquet file; the same rows give the same bytes."""
-    columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
-    metadata = {"kubedistill.schema": str(SCHEMA_VERSION)}
-    table = pa.table(columns, schema=_SCHEMA).replace_schema_metadata(metadata)
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    write_parquet(sink, rows)
     return sink.getvalue()
+
+
+def write_parquet(sink: BinaryIO | Path, rows: Iterable[PromptRow]) -> None:
+    """Rows as a Parquet file. They are taken one group at a time, so that an iterator need not be held in memory."""
+    schema = _SCHEMA.with_metadata({"kubedistill.schema": str(SCHEMA_VERSION)})
+    rest = iter(rows)
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        while group := list(islice(rest, GROUP)):
+            columns = [[getattr(row, name) for row in group] for name in schema.names]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def read_prompts(workspace: Workspace, prepared: str, split: Split) -> list[PromptRow]:
