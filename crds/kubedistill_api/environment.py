@@ -15,5 +15,11 @@ SCRATCH = "KUBEDISTILL_SCRATCH"
 SCRATCH_DEFAULT = "/scratch"
 """A writable folder that may be lost: downloads, caches, compiled extensions."""
 TEACHER_API_KEY = "KUBEDISTILL_TEACHER_API_KEY"
+"""The key of every external teacher that has none of its own (`teacher_api_key`): enough for one provider."""
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in pods of an Indexed Job."""
+
+
+def teacher_api_key(teacher: str) -> str:
+    """The variable with one external teacher's key: two teachers may have two providers, and Prepare asks both."""
+    return f"{TEACHER_API_KEY}_{teacher.upper().replace('-', '_')}"

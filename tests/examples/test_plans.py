@@ -119,12 +119,12 @@ def test_an_external_teacher_is_not_served() -> None:
     assert generate["spec"]["parallelism"] > 0
 
 
-def test_an_external_teachers_key_is_a_reference_and_only_where_it_is_used() -> None:
+def test_an_external_teachers_key_is_a_reference_and_only_where_the_teacher_is_asked() -> None:
     for stage, container in containers("04"):
-        keys = [variable for variable in container["env"] if variable["name"] == "KUBEDISTILL_TEACHER_API_KEY"]
+        keys = [variable for variable in container["env"] if variable["name"].startswith("KUBEDISTILL_TEACHER")]
         reference = {"secretKeyRef": {"name": "teacher-api", "key": "key"}}
-        wanted = [{"name": "KUBEDISTILL_TEACHER_API_KEY", "valueFrom": reference}] if stage == "Generate" else []
-        assert keys == wanted, stage
+        wanted = [{"name": "KUBEDISTILL_TEACHER_API_KEY_PROVIDER", "valueFrom": reference}]
+        assert keys == (wanted if stage in ("Prepare", "Generate") else []), stage
 
 
 def test_the_teacher_of_numbers_is_told_to_reason_and_its_scores_are_those_that_are_learnt() -> None:

@@ -10,8 +10,8 @@ from kubedistill_api.exits import PERMANENT, Exit
 from kubedistill_api.identity import COMPONENT_LOOK
 from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.placement import TemplateStage
-from kubedistill_api.run import GenerateRun, Run, TrainRun, looks_only, name_of_job, stage_key
-from kubedistill_api.teachers import Serving
+from kubedistill_api.run import GenerateRun, PrepareRun, Run, TrainRun, looks_only, name_of_job, stage_key
+from kubedistill_api.teachers import Serving, Teacher
 from kubedistill_operator.manifests import pods
 from kubedistill_operator.manifests.base import Defaults, Manifest, labels, metadata, owned_by_job, queue_label
 from kubedistill_operator.manifests.run_file import KEY
@@ -134,7 +134,7 @@ def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[
         "image": defaults.trainer_image,
         "imagePullPolicy": defaults.image_pull_policy,
         "args": [run.stage.lower()],
-        "env": pods.environment_list(pods.HOME, template, _api_key(run)),
+        "env": pods.environment_list(pods.HOME, template, _api_keys(run)),
         "envFrom": pods.credentials(job),
         "ports": [{"name": "metrics", "containerPort": environment.PORT_DEFAULT}],
         "resources": pods.resources(REQUESTS[run.stage], devices, template),
@@ -154,11 +154,19 @@ def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[
     }
 
 
-def _api_key(run: Run) -> list[dict[str, Any]]:
-    """An external teacher's key, from its Secret."""
-    external = run.teacher.external if isinstance(run, GenerateRun) else None
-    secret = external.credentials_secret if external else None
-    if secret is None:
-        return []
-    reference = {"secretKeyRef": {"name": secret.name, "key": secret.key}}
-    return [{"name": environment.TEACHER_API_KEY, "valueFrom": reference}]
+def _api_keys(run: Run) -> list[dict[str, Any]]:
+    """The keys of the external teachers that a stage asks, from their Secrets: Prepare tries each of them."""
+    teachers: list[Teacher] = []
+    if isinstance(run, PrepareRun):
+        teachers = run.spec.teachers
+    if isinstance(run, GenerateRun) and not run.look_only:
+        teachers = [run.teacher]
+    secrets = ((t.name, t.external.credentials_secret) for t in teachers if t.external is not None)
+    return [
+        {
+            "name": environment.teacher_api_key(name),
+            "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}},
+        }
+        for name, secret in secrets
+        if secret is not None
+    ]

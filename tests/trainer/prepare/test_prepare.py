@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from teaching.server import TestTeacher
 from teaching.work import context_of
 from toys.families import save
 from transformers import Lfm2Config, Lfm2ForCausalLM, Phi3Config, Phi3ForCausalLM
@@ -408,3 +409,31 @@ def test_a_student_that_cannot_be_trained_as_asked_is_refused_before_anything_de
     result = tried(student={"model": {"uri": folder.as_uri()}, "prunedFrom": None})
     assert (result.exit_code, result.reason) == (64, "PackingUnsupported")
     assert "write training.hyperparameters.packing: false" in result.message
+
+
+@pytest.mark.parametrize("keys", ["own", "common", "wrong"])
+def test_each_external_teacher_is_tried_with_its_own_key(
+    tried: Callable[..., Any], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, keys: str
+) -> None:
+    """A key for all is enough where one provider has them all."""
+    wanted = {"b-c": "key of both"} if keys == "common" else {"a": "key of a", "b-c": "key of b-c"}
+    shown = {"common": {"": "key of both"}, "wrong": {"_A": "key of a", "_B_C": "key of a"}}.get(
+        keys, {"_A": "key of a", "_B_C": "key of b-c", "": "nobody's"}
+    )
+    for ending, key in shown.items():
+        monkeypatch.setenv(f"KUBEDISTILL_TEACHER_API_KEY{ending}", key)
+    with (
+        TestTeacher(api_key=wanted.get("a", "key of both")) as one,
+        TestTeacher(api_key=wanted["b-c"]) as other,
+    ):
+        teachers = [
+            {"name": name, "external": {"url": server.url, "model": "teacher", "termsAccepted": True}}
+            for name, server in (("a", one), ("b-c", other))
+        ]
+        result = tried(teachers=teachers, student={"prunedFrom": None, "model": {"uri": f"file://{tiny_folder}"}})
+    if keys == "wrong":
+        assert isinstance(result, FailedResult)
+        assert result.reason == "CredentialRefused"
+        assert other.url in result.message
+    else:
+        assert isinstance(result, PrepareResult), result

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 from kubedistill_api.base import Stage
 from kubedistill_api.digests import generate_digest
-from kubedistill_api.environment import TEACHER_API_KEY
 from kubedistill_api.generation import Signal
 from kubedistill_api.identity import StageKey, digest, stage_folder
 from kubedistill_api.job import DistillationJobSpec
@@ -45,7 +43,7 @@ from kubedistill_trainer.store import artifacts, manifests
 from kubedistill_trainer.store.manifests import FileEntry, Manifest, entry
 from kubedistill_trainer.store.rows import TEACHERS, TOKENIZER, PromptRow, write_parquet
 from kubedistill_trainer.store.workspace import Workspace
-from kubedistill_trainer.teachers.servers import Server, check_server
+from kubedistill_trainer.teachers.servers import Server, check_server, key_of
 
 LOOK_EVERY = 10_000
 """Rows between two looks at the signal."""
@@ -277,7 +275,7 @@ def _try_output(run: PrepareRun) -> None:
 def _try_external(spec: DistillationJobSpec) -> None:
     for teacher in spec.teachers:
         if teacher.external is not None:
-            key = os.environ.get(TEACHER_API_KEY, "")
+            key = key_of(teacher.name)
             check_server(Server(url=teacher.external.url, model=teacher.external.model, api_key=key))
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubedistill_api.environment import TEACHER_API_KEY
 from kubedistill_api.run import Endpoint, GenerateRun
 from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.models import end_ids, load_tokenizer
 from kubedistill_trainer.teachers.http import HttpTeacher
 from kubedistill_trainer.teachers.protocol import Sampling, Teacher
-from kubedistill_trainer.teachers.servers import Server
+from kubedistill_trainer.teachers.servers import Server, key_of
 
 SERVED_CONCURRENCY = 128
 """Requests under way at one vLLM, over all workers: enough to fill its batches."""
@@ -46,17 +44,18 @@ def open_teacher(run: GenerateRun, sampling: Sampling, tokenizer: Path | None, m
 
 
 def server_of(run: GenerateRun) -> Server:
-    """Where the teacher of a run answers. Limits of an external one are shared evenly by the workers."""
+    """Where the teacher of a run answers. Limits of an external one are shared evenly by the workers, who have no
+    clock in common; there are never more of them than every limit has room for (`Teacher.workers`).
+    """
     external, serving = run.teacher.external, run.teacher.serving
     endpoint = run.endpoint or (Endpoint(url=external.url, model=external.model) if external is not None else None)
     if endpoint is None:
         raise BadConfiguration("NoEndpoint", f"The run file does not say where teacher {run.teacher.name} answers.")
-    key = os.environ.get(TEACHER_API_KEY, "")
     if external is not None:
         return Server(
             url=endpoint.url,
             model=endpoint.model,
-            api_key=key,
+            api_key=key_of(run.teacher.name),
             concurrency=max(1, external.max_concurrency // run.workers),
             requests_per_minute=_part(external.requests_per_minute, run.workers),
             tokens_per_minute=_part(external.tokens_per_minute, run.workers),
@@ -66,7 +65,6 @@ def server_of(run: GenerateRun) -> Server:
     return Server(
         url=endpoint.url,
         model=endpoint.model,
-        api_key=key,
         token_ids=True,
         concurrency=max(8, SERVED_CONCURRENCY * replicas // run.workers),
         request_seconds=max(60.0, patience),
@@ -74,5 +72,5 @@ def server_of(run: GenerateRun) -> Server:
     )
 
 
-def _part(limit: int | None, workers: int) -> float | None:
-    return limit / workers if limit is not None else None
+def _part(limit: int | None, workers: int) -> int | None:
+    return max(1, limit // workers) if limit is not None else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import httpx
 
+from kubedistill_api.environment import TEACHER_API_KEY, teacher_api_key
 from kubedistill_trainer.errors import BadConfiguration, NotFound, Transient
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -25,13 +27,18 @@ class Server:
     """It is a vLLM: prompts go as token ids, and answers come as token ids."""
     concurrency: int = 16
     """Requests under way at once, in this process."""
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    """Of this process."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Of this process; None: no limit."""
     request_seconds: float = 600.0
     """One try may take so long."""
     patience_seconds: float = 1800.0
     """A request is given up after so long, and a server that answers nobody for so long too."""
+
+
+def key_of(teacher: str) -> str:
+    """An external teacher's key, from this process's environment; empty: none is sent."""
+    return os.environ.get(teacher_api_key(teacher)) or os.environ.get(TEACHER_API_KEY, "")
 
 
 def check_server(server: Server) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +35,14 @@ class TestTeacher:
     delay_seconds: float = 0.0
     seen: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of all requests."""
+    times: list[float] = field(default_factory=list)
+    """When each came, in seconds of the monotonic clock."""
+    api_key: str = ""
+    """What must be shown; empty: nobody is asked for one."""
+    counts_tokens: Callable[[dict[str, Any], str], dict[str, int]] = lambda body, text: {
+        "completion_tokens": max(1, len(text) // 4)
+    }
+    """The usage that it reports for a body and its answer."""
     most_at_once: int = 0
     url: str = ""
     _at_once: int = 0
@@ -48,6 +57,9 @@ class TestTeacher:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if teacher.api_key and self.headers["Authorization"] != f"Bearer {teacher.api_key}":
+                    self.answer(401, {}, {"error": {"message": "no such key"}})
+                    return
                 status, headers, value = teacher.handle(self.path, body)
                 self.answer(status, headers, value)
 
@@ -79,6 +91,7 @@ class TestTeacher:
     def handle(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
         with self._lock:
             self.seen.append(body)
+            self.times.append(time.monotonic())
             number = len(self.seen)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -102,7 +115,7 @@ class TestTeacher:
         choice: dict[str, Any] = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         if body.get("logprobs"):
             choice["logprobs"] = {"content": self.openai_scores(body, text)}
-        return {"choices": [choice], "usage": {"completion_tokens": max(1, len(text) // 4)}}
+        return {"choices": [choice], "usage": self.counts_tokens(body, text)}
 
     def completion(self, body: dict[str, Any]) -> Any:
         prompt = list(body["prompt"])
