@@ -104,6 +104,18 @@ class DistillationJobSpec(Model):
             field="generation.topK",
         ),
         Rule(
+            cel="self.teachers.all(teacher, !has(teacher.external) || !has(teacher.external.tokensPerMinute) || "
+            "teacher.external.tokensPerMinute >= self.generation.maxTokens)",
+            message="an answer may have more tokens than external.tokensPerMinute allows in a whole minute: write a "
+            "smaller generation.maxTokens",
+            holds=lambda spec: all(
+                teacher.external is None
+                or (teacher.external.tokens_per_minute or spec.generation.max_tokens) >= spec.generation.max_tokens
+                for teacher in spec.teachers
+            ),
+            field="generation.maxTokens",
+        ),
+        Rule(
             cel="self.generation.signal != 'TopK' || self.teachers.all(teacher, has(teacher.model))",
             message="signal: TopK needs the teacher's tokenizer: write the teacher's model.uri",
             holds=lambda spec: (

@@ -149,9 +149,10 @@ class External(Model):
     max_concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
     """Requests under way at once, over all pods."""
     requests_per_minute: Annotated[int, Field(ge=1, le=10**7)] | None = None
-    """The provider's limit; absent: none."""
+    """The provider's limit, kept by all pods together; absent: none."""
     tokens_per_minute: Annotated[int, Field(ge=1, le=10**10)] | None = None
-    """The provider's limit over prompt and answer; absent: none."""
+    """The provider's limit over prompt and answer, kept by all pods together; absent: none. Before a request its tokens
+    are estimated, with `generation.maxTokens` for the answer; the answer's own usage corrects that."""
     terms_accepted: bool = False
     """You say that the provider's terms allow this use."""
 
@@ -215,3 +216,13 @@ class Teacher(Model):
     """A server that exists already."""
     batch: Batch | None = None
     """An engine inside the Generate pods."""
+
+    def workers(self, wanted: int, max_tokens: int) -> int:
+        """Pods that can ask at once, of those wanted: each needs a part of an external teacher's limits that one answer
+        fits into, or all together would exceed them.
+        """
+        if self.external is None:
+            return wanted
+        requests, tokens = self.external.requests_per_minute, self.external.tokens_per_minute
+        room = (self.external.max_concurrency, requests or wanted, tokens // max_tokens if tokens else wanted)
+        return max(1, min(wanted, *room))

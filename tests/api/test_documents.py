@@ -82,6 +82,8 @@ def gate(metric: str, of: str = "Student") -> dict[str, Any]:
     return {"metric": metric, "of": of, "operator": ">=", "value": 0.5}
 
 
+AFAR = {"url": "https://api.example/v1", "model": "m", "termsAccepted": True}
+
 REFUSALS = {
     "unknown field": ("trainig", {}, "spec.trainig: there is no such field"),
     "missing field": ("output", {}, "spec.output.uri: this field is required"),
@@ -148,6 +150,14 @@ REFUSALS = {
         {"summaryWords": 80, "reasoning": "ChainOfDensity", "maxTokens": 200},
         "spec.generation.maxTokens: maxTokens is too small",
     ),
+    "an answer above what a minute allows": (
+        "teachers",
+        [
+            {"name": "in", "model": {"uri": "hf://a/b"}, "batch": {}},
+            {"name": "out", "external": {**AFAR, "tokensPerMinute": 1023}},
+        ],
+        "spec.generation.maxTokens: an answer may have more tokens than external.tokensPerMinute allows",
+    ),
     "accuracy of summaries": ("evaluation.metrics", ["Accuracy"], "Classification, QuestionAnswering or Math"),
     "reverse divergence without scores": ("training.objective.type", "ReverseKL", "needs generation.signal: TopK"),
     "hidden states without scores": ("training.objective.hiddenStates", {}, "hiddenStates and attention need one"),
@@ -182,7 +192,6 @@ def test_only_reverse_kl_cannot_use_the_sampled_token(type_: str, tail: str) -> 
 
 
 ONE = {"name": "big", "model": {"uri": "hf://owner/big"}, "serving": {}}
-AFAR = {"url": "https://api.example/v1", "model": "m", "termsAccepted": True}
 
 
 @pytest.mark.parametrize("inside", [{"hiddenStates": {}}, {"attention": {}}], ids=["hidden states", "attention"])

@@ -42,6 +42,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"teachers": [{"name": "t", "model": MODEL, "external": EXTERNAL}], "generation": {"signal": "TopK"}},
         "at most 20 logprobs",
     ),
+    "answer-above-tokens-per-minute": (
+        {
+            "teachers": [{"name": "t", "external": {**EXTERNAL, "tokensPerMinute": 100}}],
+            "generation": {"maxTokens": 101},
+        },
+        "more tokens than external.tokensPerMinute allows",
+    ),
     "topk-needs-tokenizer": (
         {"teachers": [{"name": "t", "external": EXTERNAL}], "generation": {"signal": "TopK", "topK": 5}},
         "needs the teacher's tokenizer",

@@ -133,6 +133,15 @@ async def test_a_teacher_that_is_not_ours_to_serve_has_no_deployment(
     assert not any(kind == "Deployment" for kind, _ in cluster.objects)
 
 
+async def test_an_external_teacher_is_asked_by_no_more_pods_than_its_limits_have_room_for(
+    kit: Kit, settings: Settings
+) -> None:
+    external = {"url": "https://x.example/v1", "model": "m", "termsAccepted": True, "requestsPerMinute": 2}
+    cluster = kit["MemoryCluster"](kit["a_job"](teachers=[{"name": "big", "external": external}]))
+    await kit["until"](cluster, settings, lambda status: status.current_stage == "Generate:big")
+    assert cluster.objects[("Job", "small-generate-big-1")]["spec"]["completions"] == 2
+
+
 async def test_two_teachers_are_asked_one_after_the_other(kit: Kit, settings: Settings) -> None:
     teachers = [
         {"name": n, "model": {"uri": f"hf://acme/{n}"}, "serving": {}, "weight": w} for n, w in (("a", 1), ("b", 3))

@@ -29,7 +29,7 @@ def renewed(world: World, step: Step, attempt: SeenJob) -> tuple[Lease, ...]:
 def let_run(world: World, attempt: SeenJob) -> Lease:
     """A held Job gets its pods, and the whole time of a generation from now."""
     seconds = generate_deadline(world.job.spec, world.settings)
-    return _lease(world, attempt, seconds, workers(world.job.spec, world.settings))
+    return _lease(world, attempt, seconds, workers(world.job.spec, attempt.key.teacher, world.settings))
 
 
 def _lease(world: World, attempt: SeenJob, seconds: int, workers: int = 0) -> Lease:

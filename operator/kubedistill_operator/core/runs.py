@@ -123,9 +123,10 @@ def run_for(job: DistillationJob, status: Status, key: StageKey, attempt: int, s
             )
 
 
-def workers(spec: DistillationJobSpec, settings: Settings) -> int:
+def workers(spec: DistillationJobSpec, teacher: str, settings: Settings) -> int:
     """Pods of one teacher's Generate step."""
-    return min(spec.generation.parallelism, spec.generation.shards, settings.max_workers)
+    wanted = min(spec.generation.parallelism, spec.generation.shards, settings.max_workers)
+    return spec.teacher(teacher).workers(wanted, spec.generation.max_tokens)
 
 
 def look_for(run: GenerateRun) -> GenerateRun:
@@ -165,6 +166,6 @@ def _generate_parts(
         "generation": spec.generation,
         "labels": spec.data.labels,
         "max_sequence_length": spec.training.hyperparameters.max_sequence_length,
-        "workers": workers(spec, settings),
+        "workers": workers(spec, teacher.name, settings),
         "prepared": lineage.folder(Stage.PREPARE),
     }

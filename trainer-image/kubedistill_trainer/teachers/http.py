@@ -1,7 +1,8 @@
 """A teacher behind HTTP: our own vLLM, or any server that speaks the OpenAI API.
 
 A window of requests is kept full; no request waits for another. What may pass is asked again with full jitter, what
-will not is given back at once. `TopK` comes in one of two ways:
+will not is given back at once. A provider's limits are kept from this side (`rates`), and the pause that its 429 asks
+for holds for every request. `TopK` comes in one of two ways:
 
 - vLLM: token ids in and out. The text first; then one more request scores prompt and answer (`prompt_logprobs`), which
   is prefill and much cheaper than generating with logprobs.
@@ -12,6 +13,7 @@ will not is given back at once. `TopK` comes in one of two ways:
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import threading
@@ -26,13 +28,16 @@ from kubedistill_trainer.errors import BadConfiguration, NotFound, Transient
 from kubedistill_trainer.store.shards import Signal
 from kubedistill_trainer.teachers.logprobs import candidates_of, signal_of, token_id
 from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode
-from kubedistill_trainer.teachers.rates import Rates
+from kubedistill_trainer.teachers.rates import Gate, Limits
 from kubedistill_trainer.teachers.servers import RETRIED, Server, credential_refused, words_of
 
 log = logging.getLogger("kubedistill")
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
+CHARACTERS_OF_A_TOKEN = 4
+"""In English; what the server counts corrects it."""
+TOO_MANY_REQUESTS = 429
 
 
 class Refused(Exception):
@@ -54,13 +59,16 @@ class HttpTeacher:
         tokenizer: Any = None,
         ends: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
+        limits: Limits | None = None,
     ) -> None:
+        """`limits`: those of the server, unless others are given."""
         self._server = server
         self._sampling = sampling
         self._tokenizer = tokenizer
         self._ends = tuple(ends)
         self._clock = clock
-        self._rates = Rates(server.requests_per_minute, server.tokens_per_minute)
+        self._limits = limits or Limits(server.requests_per_minute, server.tokens_per_minute)
+        self._gate = Gate(self._limits, clock)
         self._last_answer = clock()
 
     def answer(self, work: Work, stopping: threading.Event) -> None:
@@ -73,6 +81,7 @@ class HttpTeacher:
     async def _answer(self, work: Work, stopping: threading.Event) -> None:
         """Keep the window full until nothing is left."""
         self._last_answer = self._clock()
+        self._gate = Gate(self._limits, self._clock)
         under_way: dict[asyncio.Task[Outcome], Request] = {}
         async with self._client() as client:
             try:
@@ -149,8 +158,7 @@ class HttpTeacher:
             body["tools"] = list(request.tools)
         if self._sampling.k:
             body |= {"logprobs": True, "top_logprobs": self._sampling.k}
-        size = sum(len(str(message.get("content", ""))) for message in request.messages) // 4
-        reply = await self._post(client, "chat/completions", body, size)
+        reply = await self._post(client, "chat/completions", body, self._size(request))
         choice = reply["choices"][0]
         text = choice["message"].get("content") or ""
         complete = choice["finish_reason"] == "stop"
@@ -163,6 +171,14 @@ class HttpTeacher:
             rows.append({ids[-1]: 0.0})  # it was written, so it is taken as certain
             written.append(0.0)
         return Answered(text, complete, tuple(ids), signal_of(rows, written, self._sampling.k), len(ids))
+
+    def _size(self, request: Request) -> int:
+        """Tokens of a prompt: about, where no tokenizer is known, and only where somebody counts them."""
+        if self._server.tokens_per_minute is None:
+            return 0
+        if self._tokenizer is not None:
+            return len(encode(self._tokenizer, request))
+        return len(json.dumps([list(request.messages), request.tools], ensure_ascii=False)) // CHARACTERS_OF_A_TOKEN
 
     def _tokens_of(self, choice: Mapping[str, Any]) -> tuple[list[int], list[dict[int, float]], list[float]]:
         """Ids, candidates and own logprobs of an answer's tokens, whose texts are found again in the tokenizer."""
@@ -220,19 +236,25 @@ class HttpTeacher:
             Refused: the server will not answer this request.
             StageError: the server will not answer anybody.
         """
-        deadline = self._clock() + self._server.patience_seconds
-        tries = 0
+        tries, deadline = 0, float("inf")
         while True:
-            await self._rates.wait(prompt_tokens + int(body["max_tokens"]))
+            taken = await self._gate.enter(prompt_tokens + int(body["max_tokens"]))
+            if not tries:  # until here it waited for its turn, not for the server
+                deadline = self._clock() + self._server.patience_seconds
             words, wait = "", None
             try:
                 reply = await client.post(path, json=body)
                 if reply.is_success:
                     self._last_answer = self._clock()
-                    return _whole(reply)
+                    answer = _whole(reply)
+                    self._gate.settle(taken, tokens_used(answer, taken.tokens))
+                    return answer
+                self._gate.settle(taken, 0)
                 words, wait = words_of(reply), retry_after(reply.headers.get("Retry-After"), time.time())
                 if reply.status_code not in RETRIED:
                     raise self._refusal(reply.status_code, words)
+                if reply.status_code == TOO_MANY_REQUESTS and wait is not None:
+                    self._gate.close(wait)
                 words = f"HTTP {reply.status_code}: {words}"
             except (httpx.TransportError, ValueError) as error:
                 words = f"{type(error).__name__} {error}".strip()
@@ -273,6 +295,13 @@ def retry_after(value: str | None, now: float) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now)
     except (TypeError, ValueError):
         return None
+
+
+def tokens_used(answer: Mapping[str, Any], expected: int) -> int:
+    """What a request cost by the server's count; what was expected of it where the server says nothing."""
+    usage = answer.get("usage") or {}
+    total = usage.get("total_tokens") or int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
+    return int(total) if usage.get("total_tokens") or usage.get("prompt_tokens") else expected
 
 
 def _whole(reply: httpx.Response) -> Any:

@@ -1,47 +1,136 @@
-"""A provider's limits per minute, kept from this side."""
+"""A provider's limits per minute, kept from this side, so that its 429 stays the exception.
+
+`Limits` is arithmetic: who may go when. `Gate` is the queue before it. Both are one process's; a job's workers have
+each their part of the provider's numbers, since they share no clock.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+MINUTE_SECONDS = 60.0
+SLACK = 1 / 60
+"""Windows are so much longer than they are called: what leaves evenly may arrive bunched."""
+PIECES = 12
+"""A minute's units are also spread over pieces of it: many providers count by the second."""
 
 
-class Bucket:
-    """So many units a minute, evenly: a full bucket holds `burst_seconds` worth, and who overdraws it waits."""
+@dataclass
+class Taken:
+    """What one request was let through with."""
 
-    def __init__(self, per_minute: float, now: float, burst_seconds: float = 5.0) -> None:
-        self._rate = per_minute / 60
-        self._size = self._rate * burst_seconds
-        self._level = self._size
-        self._at = now
-
-    def take(self, units: float, now: float) -> float:
-        """Take units; the seconds to wait before using them."""
-        self._level = min(self._size, self._level + (now - self._at) * self._rate)
-        self._at = now
-        self._level -= units
-        return max(0.0, -self._level / self._rate)
+    at: float
+    tokens: int
+    """What it may cost; once it is answered, what it did."""
 
 
-class Rates:
-    """Limits of requests and tokens together; None: no limit."""
+class Window:
+    """At most `limit` units in any `seconds`. What is larger than the whole limit goes alone."""
+
+    def __init__(self, limit: int, seconds: float, cost: Callable[[Taken], int]) -> None:
+        self._limit, self._seconds, self._cost = limit, seconds, cost
+        self._inside: deque[Taken] = deque()
+        self._total = 0
+
+    def seconds_until(self, units: int, now: float) -> float:
+        """How long until so many units fit."""
+        self._forget(now)
+        left, at = self._total + min(units, self._limit) - self._limit, now
+        for taken in self._inside:
+            if left <= 0:
+                break
+            left, at = left - self._cost(taken), taken.at + self._seconds
+        return at - now
+
+    def add(self, taken: Taken) -> None:
+        """Count it from now on."""
+        self._inside.append(taken)
+        self._total += self._cost(taken)
+
+    def correct(self, taken: Taken, units: int) -> None:
+        """It will cost so many units more, or less; what has left the window is left alone."""
+        if self._inside and taken.at >= self._inside[0].at:
+            self._total += units
+
+    def _forget(self, now: float) -> None:
+        while self._inside and self._inside[0].at + self._seconds <= now:
+            self._total -= self._cost(self._inside.popleft())
+
+
+class Limits:
+    """Limits of requests and of tokens together; None: no limit. Times are those of one monotonic clock."""
 
     def __init__(
-        self,
-        requests_per_minute: float | None,
-        tokens_per_minute: float | None,
-        clock: Callable[[], float] = time.monotonic,
+        self, requests_per_minute: int | None, tokens_per_minute: int | None, minute_seconds: float = MINUTE_SECONDS
     ) -> None:
-        self._clock = clock
-        now = clock()
-        self._requests = Bucket(requests_per_minute, now) if requests_per_minute else None
-        self._tokens = Bucket(tokens_per_minute, now) if tokens_per_minute else None
+        def windows(limit: int | None, cost: Callable[[Taken], int]) -> list[Window]:
+            seconds = minute_seconds * (1 + SLACK)
+            spans = ((limit, seconds), (-(-limit // PIECES), seconds / PIECES)) if limit else ()
+            return [Window(units, span, cost) for units, span in spans]
 
-    async def wait(self, tokens: int) -> None:
+        self._requests = windows(requests_per_minute, lambda _: 1)
+        self._tokens = windows(tokens_per_minute, lambda taken: taken.tokens)
+        self._closed_until = float("-inf")
+
+    def seconds_until(self, tokens: int, now: float) -> float:
+        """How long until one more request of so many tokens may go; 0: it may go now."""
+        waits = [
+            self._closed_until - now,
+            *(window.seconds_until(1, now) for window in self._requests),
+            *(window.seconds_until(tokens, now) for window in self._tokens),
+        ]
+        return max(0.0, *waits)
+
+    def take(self, tokens: int, now: float) -> Taken:
+        """Let a request through."""
+        taken = Taken(now, tokens)
+        for window in (*self._requests, *self._tokens):
+            window.add(taken)
+        return taken
+
+    def settle(self, taken: Taken, tokens: int) -> None:
+        """A request cost so many tokens, whatever was expected of it."""
+        for window in self._tokens:
+            window.correct(taken, tokens - taken.tokens)
+        taken.tokens = tokens
+
+    def close(self, seconds: float, now: float) -> None:
+        """Nothing may go for so long: the provider has said so to one request, and means all of them."""
+        self._closed_until = max(self._closed_until, now + seconds)
+
+
+@dataclass
+class Gate:
+    """The queue before limits: first come, first served, so that a large request is not overtaken for ever.
+
+    Belongs to one event loop.
+    """
+
+    limits: Limits
+    clock: Callable[[], float] = time.monotonic
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _freed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def enter(self, tokens: int) -> Taken:
         """Return when one more request of so many tokens (at most) may go."""
-        now = self._clock()
-        seconds = self._requests.take(1, now) if self._requests else 0.0
-        seconds = max(seconds, self._tokens.take(tokens, now) if self._tokens else 0.0)
-        if seconds:
-            await asyncio.sleep(seconds)
+        async with self._turn:
+            while (seconds := self.limits.seconds_until(tokens, self.clock())) > 0:
+                self._freed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._freed.wait()
+            return self.limits.take(tokens, self.clock())
+
+    def settle(self, taken: Taken, tokens: int) -> None:
+        """See `Limits.settle`; who waits looks again."""
+        self.limits.settle(taken, tokens)
+        self._freed.set()
+
+    def close(self, seconds: float) -> None:
+        """See `Limits.close`."""
+        self.limits.close(seconds, self.clock())
