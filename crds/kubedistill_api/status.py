@@ -101,6 +101,26 @@ class Progress(StatusModel):
     """What it is doing, in a few words."""
 
 
+class RejectReason(StatusModel):
+    """How many answers were rejected for one reason."""
+
+    reason: Word
+    """Which."""
+    count: Count
+    """How many."""
+
+
+class Ledger(StatusModel):
+    """What became of every prompt's answer."""
+
+    accepted: Count = 0
+    """Answers that may train."""
+    rejected: Count = 0
+    """Answers that may not."""
+    top_reasons: Annotated[list[RejectReason], Field(max_length=10)] = []
+    """Why, most frequent first."""
+
+
 class StageStatus(StatusModel):
     """One step of the pipeline."""
 
@@ -130,6 +150,8 @@ class StageStatus(StatusModel):
     """How far it is."""
     output_uri: Uri | None = Field(default=None, alias="outputURI")
     """Where its output lies."""
+    ledger: Ledger | None = None
+    """Generate: what became of this teacher's answers."""
 
 
 class Checkpoint(StatusModel):
@@ -261,26 +283,6 @@ class Estimate(StatusModel):
     """Teacher and student together; 0 on CPU."""
 
 
-class RejectReason(StatusModel):
-    """How many answers were rejected for one reason."""
-
-    reason: Word
-    """Which."""
-    count: Count
-    """How many."""
-
-
-class Ledger(StatusModel):
-    """What became of every prompt's answer."""
-
-    accepted: Count = 0
-    """Answers that may train."""
-    rejected: Count = 0
-    """Answers that may not."""
-    top_reasons: Annotated[list[RejectReason], Field(max_length=10)] = []
-    """Why, most frequent first."""
-
-
 class StageUsage(StatusModel):
     """What one stage used."""
 
@@ -381,7 +383,7 @@ class Status(StatusModel):
     estimate: Estimate | None = None
     """What Prepare expects."""
     ledger: Ledger | None = None
-    """What became of every answer."""
+    """What became of every answer, of all teachers together."""
     usage: Usage | None = None
     """What was used."""
     resolved: Resolved | None = None

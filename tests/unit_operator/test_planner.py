@@ -161,6 +161,27 @@ async def test_two_teachers_are_asked_one_after_the_other(kit: Kit, settings: Se
     assert len(train.answers) == 2
 
 
+async def test_a_teacher_that_fails_and_is_asked_again_is_counted_once_beside_the_others(
+    kit: Kit, settings: Settings
+) -> None:
+    teachers = [{"name": n, "model": {"uri": f"hf://acme/{n}"}, "batch": {"gpus": 0}} for n in ("a", "b")]
+
+    def script(run: Run) -> Success | FailedResult:
+        if run.stage is Stage.GENERATE and run.teacher.name == "b" and run.attempt == 1:
+            ledger = Ledger(accepted=1, rejected=3)
+            return said(run, 75, "TeacherUnavailable", FailureClass.INFRASTRUCTURE, ledger=ledger)
+        return kit["success"](run)
+
+    cluster = kit["MemoryCluster"](kit["a_job"](teachers=teachers), script=script)
+    failed = await kit["until"](
+        cluster, settings, lambda status: status.last_failure is not None and status.ledger.accepted > 9
+    )
+    assert failed.ledger == Ledger(accepted=10, rejected=4)
+    status = await kit["until"](cluster, settings)
+    assert status.ledger == Ledger(accepted=18, rejected=2)
+    assert [status.stage(f"Generate:{name}").ledger for name in "ab"] == [Ledger(accepted=9, rejected=1)] * 2
+
+
 async def test_a_teacher_that_never_answers_is_tried_again_and_then_given_up(kit: Kit, settings: Settings) -> None:
     job = kit["a_job"](
         teachers=[{"name": "big", "model": {"uri": "hf://acme/big"}, "serving": {"startupTimeoutSeconds": 60}}],

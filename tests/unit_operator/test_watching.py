@@ -222,3 +222,23 @@ async def test_a_suspended_job_names_its_queue_if_it_has_one(
     cluster.objects[("Job", "small-prepare-1")]["spec"]["suspend"] = True
     status = (await kit["one_pass"](cluster, settings)).status
     assert status.condition(ConditionType.PREPARED).message == sentence
+
+
+TWO = {
+    "teachers": [
+        {"name": name, "model": {"uri": f"hf://acme/{name}"}, "batch": {"gpus": 0}} for name in ("first", "second")
+    ]
+}
+
+
+def test_the_second_teachers_answers_are_counted_beside_the_firsts_while_they_come(kit: Kit) -> None:
+    key = StageKey(Stage.GENERATE, "second")
+    job = at(kit, key, **TWO)
+    before = records.with_ledger(job.status, "Generate:first", Ledger(accepted=5, rejected=1))
+    job = job.model_copy(update={"status": before})
+    for done, accepted in ((10, 9), (20, 18)):
+        said = report(key, done, ledger=Ledger(accepted=accepted, rejected=1))
+        status = passed(kit, job, running(kit, key, said), done * 10).status
+        assert status.ledger == Ledger(accepted=5 + accepted, rejected=2)
+        assert status.stage("Generate:second").ledger == Ledger(accepted=accepted, rejected=1)
+        job = job.model_copy(update={"status": status})

@@ -23,6 +23,7 @@ from kubedistill_api.run import Run, name_of_job
 from kubedistill_api.status import (
     ConditionType,
     Failure,
+    Ledger,
     Phase,
     Resolved,
     Result,
@@ -175,12 +176,7 @@ def _what_it_said(status: Status, result: Success) -> Status:
             resolved = (status.resolved or Resolved()).model_copy(update={"models": result.models[:8]})
             return status.model_copy(update={"estimate": result.estimate, "resolved": resolved})
         case GenerateResult():
-            others = any(
-                s.state in DONE and s.name.startswith("Generate:") and s.name != f"Generate:{result.teacher}"
-                for s in status.stages
-            )
-            before = [status.ledger] if others and status.ledger else []
-            return status.model_copy(update={"ledger": ledger_of([*before, result.ledger])})
+            return with_ledger(status, str(StageKey(Stage.GENERATE, result.teacher)), result.ledger)
         case TrainResult():
             training = status.training or TrainingStatus()
             return status.model_copy(update={"training": training.model_copy(update=_training(result))})
@@ -208,6 +204,13 @@ def _training(result: TrainResult) -> dict[str, Any]:
         "micro_batch_size": result.micro_batch_size,
         "last_checkpoint": result.last_checkpoint,
     }
+
+
+def with_ledger(status: Status, step: str, ledger: Ledger) -> Status:
+    """What became of one teacher's answers so far, in place of what was said before, and the sum over all teachers."""
+    stage = status.stage(step) or StageStatus(name=step)
+    status = with_stage(status, changed(stage, ledger=ledger))
+    return status.model_copy(update={"ledger": ledger_of(s.ledger for s in status.stages if s.ledger is not None)})
 
 
 def scored(status: Status, scores: Sequence[Score]) -> Status:

@@ -12,7 +12,6 @@ from kubedistill_operator.core import records
 from kubedistill_operator.core.outcomes import Broken, Remedy
 from kubedistill_operator.core.pipeline import Step
 from kubedistill_operator.core.plans import Plan
-from kubedistill_operator.core.progress import ledger_of
 from kubedistill_operator.core.runs import micro_batch_size
 from kubedistill_operator.core.settings import Settings
 from kubedistill_operator.core.usage import with_usage
@@ -30,7 +29,7 @@ def after_failure(world: World, status: Status, step: Step, broken: Broken) -> P
     if broken.said is not None:
         status = records.scored(status, broken.said.scores)
         if broken.said.ledger is not None:
-            status = status.model_copy(update={"ledger": ledger_of([broken.said.ledger])})
+            status = records.with_ledger(status, step.name, broken.said.ledger)
     match broken.remedy:
         case Remedy.NONE:
             return Plan(records.failed(status, broken.failure, world.now, step=step), check_in=SOON)

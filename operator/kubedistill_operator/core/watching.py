@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from kubedistill_api.base import Stage
 from kubedistill_api.status import (
     ConditionType,
     Failure,
@@ -94,7 +93,8 @@ def _progressed(world: World, status: Status, step: Step, attempt: SeenJob, prog
     stage = status.stage(step.name) or StageStatus(name=step.name)
     running = _runs(attempt)
     if progress is not stage.progress:
-        status = _numbers(status, attempt)
+        status = _numbers(status, step, attempt)
+        stage = status.stage(step.name) or stage
     state = StageState.RUNNING if running else StageState.WAITING
     status = records.with_stage(status, records.changed(stage, state=state, progress=progress))
     reason, text = _words(attempt, world.job.spec.scheduling.queue_name, running=running)
@@ -119,15 +119,14 @@ def _words(attempt: SeenJob, queue: str, *, running: bool) -> tuple[str, str]:
     return Reason.RUNNING, f"Attempt {attempt.attempt} runs."
 
 
-def _numbers(status: Status, attempt: SeenJob) -> Status:
-    """The training's numbers, and the ledger of the teacher that is asked first."""
+def _numbers(status: Status, step: Step, attempt: SeenJob) -> Status:
+    """The training's numbers, and the ledger of the teacher that is asked."""
     training = next((report.training for report in attempt.progress if report.training is not None), None)
     if training is not None:
         size = training.micro_batch_size or (status.training.micro_batch_size if status.training else 0)
         status = status.model_copy(update={"training": training.model_copy(update={"micro_batch_size": size})})
     ledgers = [report.ledger for report in attempt.progress if report.ledger is not None]
-    others = any(s.state in records.DONE and s.name.startswith(Stage.GENERATE) for s in status.stages)
-    return status.model_copy(update={"ledger": ledger_of(ledgers)}) if ledgers and not others else status
+    return records.with_ledger(status, step.name, ledger_of(ledgers)) if ledgers else status
 
 
 def _pending_too_long(world: World, attempt: SeenJob) -> Broken | None:
