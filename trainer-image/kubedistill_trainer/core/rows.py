@@ -136,7 +136,8 @@ def unknown_columns(columns: Mapping[str, str]) -> list[str]:
 
 def fraction_of(key: str, purpose: str) -> float:
     """A number in [0, 1) that depends on the key and the purpose alone. Different purposes are independent."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}\0{key}".encode()).digest()[:7]) / 2**56
+    whole = int.from_bytes(hashlib.sha256(f"{purpose}\0{key}".encode()).digest()[:7])
+    return (whole >> 3) / 2**53  # 53 bits are what a float holds: with more, the largest would be rounded to 1
 
 
 def is_held_out(row: Row, validation_fraction: float) -> bool:

@@ -20,12 +20,8 @@ class ShardPlan:
 
 
 def share_of(rows: Sequence[PromptRow], share_from: float, share_to: float) -> list[PromptRow]:
-    """The prompts whose hash falls into [share_from, share_to). The end of the interval includes 1."""
-    return [
-        row
-        for row in rows
-        if share_from <= fraction_of(row.prompt_hash, "teacher") < (2.0 if share_to >= 1 else share_to)
-    ]
+    """The prompts whose hash, as a fraction of 1, falls into [share_from, share_to)."""
+    return [row for row in rows if share_from <= fraction_of(row.prompt_hash, "teacher") < share_to]
 
 
 def plan_shards(rows: Mapping[Split, Sequence[PromptRow]], shards: int) -> list[ShardPlan]:

@@ -30,7 +30,7 @@ from kubedistill_trainer.core.rows import Row
 from kubedistill_trainer.errors import BadConfiguration, BadData
 from kubedistill_trainer.generation.books import falls_short
 from kubedistill_trainer.models import tokenizer_digest
-from kubedistill_trainer.preparation import choosing, files, labels, looking, rehearsing, report, trainable
+from kubedistill_trainer.preparation import choosing, files, labels, looking, rehearsing, report, sharing, trainable
 from kubedistill_trainer.preparation.choosing import Choice
 from kubedistill_trainer.preparation.expecting import estimate
 from kubedistill_trainer.preparation.files import Reading
@@ -94,6 +94,8 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
     lengths = Lengths(student.tokenizer)
     choosing.fit(choice, _stopping(lengths.measured, context), _prompt_limit(spec, teachers), out)
     notes += labels.check_all(spec, choice.train, choice.valid) + _specials(choice, student)
+    if len(spec.teachers) > 1 or spec.teachers[0].external is not None:  # else there is nothing to share or to pace
+        notes += sharing.check(spec, *([_stored(row) for row in side] for side in (choice.train, choice.valid)))
     _begin(3, "trying the output and the teachers", context)
     _try_output(run)
     _try_external(spec)
