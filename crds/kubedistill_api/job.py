@@ -175,12 +175,13 @@ class DistillationJobSpec(Model):
             field="evaluation.gates",
         ),
         Rule(
-            cel="has(self.student.prunedFrom) || self.evaluation.gates.all(gate, gate.of != 'RetainedShare' || "
+            cel="(has(self.student.prunedFrom) && size(self.teachers) == 1) || "
+            "self.evaluation.gates.all(gate, gate.of != 'RetainedShare' || "
             "!(gate.metric in ['Latency', 'Throughput']))",
-            message="a teacher is timed only where the student is pruned from it: write student.prunedFrom, or no gate "
-            "on the retained share of Latency or Throughput",
+            message="a teacher is timed only where it is the only one and the student is pruned from it: write "
+            "student.prunedFrom, or no gate on the retained share of Latency or Throughput",
             holds=lambda spec: (
-                spec.student.pruned_from is not None
+                (spec.student.pruned_from is not None and len(spec.teachers) == 1)
                 or not any(gate.of is GateOf.RETAINED_SHARE and gate.metric in TIMED for gate in spec.evaluation.gates)
             ),
             field="evaluation.gates",

@@ -121,7 +121,16 @@ REFUSALS = {
     "a teacher that is not timed": (
         "evaluation.gates",
         [gate("Latency", "RetainedShare")],
-        "a teacher is timed only where the student is pruned from it",
+        "a teacher is timed only where it is the only one and the student is pruned from it",
+    ),
+    "one of two teachers timed": (
+        "spec",
+        {
+            "teachers": [{"name": name, "model": {"uri": "hf://a/b"}, "batch": {}} for name in ("t", "u")],
+            "student": {"prunedFrom": {"teacher": "t", "layers": 2}},
+            "evaluation": {"gates": [gate("Throughput", "RetainedShare")]},
+        },
+        "a teacher is timed only where it is the only one",
     ),
     "change of speed": (
         "evaluation.gates",

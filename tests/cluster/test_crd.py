@@ -79,7 +79,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "timed-teacher": (
         {"evaluation": {"gates": [a_gate("Latency", "RetainedShare")]}},
-        "a teacher is timed only where the student is pruned from it",
+        "a teacher is timed only where it is the only one and the student is pruned from it",
     ),
     "memory-of-two-teachers": (
         {

@@ -7,7 +7,7 @@ import pytest
 from kubedistill_api.base import Task
 from kubedistill_api.evaluation import Metric
 from kubedistill_api.generation import Reasoning, ReasoningTarget
-from kubedistill_trainer.core.comparison import Match, Measured, Yardstick, compare, match
+from kubedistill_trainer.core.comparison import Match, Measured, Yardstick, by_teacher, compare, match
 from kubedistill_trainer.core.gates import Compared
 from kubedistill_trainer.core.guidance import Guidance
 from kubedistill_trainer.core.scores import Reading
@@ -74,3 +74,27 @@ VERDICTS = {
 @pytest.mark.parametrize(("task", "label", "answer", "verdict"), VERDICTS.values(), ids=VERDICTS)
 def test_an_answer_gets_the_verdict_of_its_task(task, label, answer, verdict):
     assert match(0, "something else", answer, yardstick(task, [label], ["It is 7"])) is verdict
+
+
+def test_with_several_teachers_each_answer_is_held_against_its_own_teachers():
+    by = Yardstick(Task.CONVERSATION, (), ["", "", ""], ["north", "south", "north"], names=["a", "b", "a"])
+    readings = {"a": Reading(4, 4.0, 4, kl_bucket=0.4), "b": Reading(1, 3.0, 1, kl_bucket=0.6)}
+    after = Measured(sum(readings.values(), Reading()), ["north", "north", "east"], readings=readings)
+    before, teacher = Measured(), Measured(answers=by.teacher)
+    metrics = [Metric.EXACT_MATCH, Metric.TEACHER_KL, Metric.MEMORY]
+    whole = {found.metric: found for found in compare(metrics, by, before, after, teacher)}
+    assert whole[Metric.EXACT_MATCH].student == pytest.approx(1 / 3)
+    assert whole[Metric.TEACHER_KL].student == pytest.approx(0.2), "a mean over all tokens, whoever wrote them"
+    parts = by_teacher(metrics, by, before, after, teacher)
+    numbers = {name: {found.metric: found.student for found in compared} for name, compared in parts.items()}
+    assert numbers == {
+        "a": {Metric.EXACT_MATCH: 0.5, Metric.TEACHER_KL: pytest.approx(0.1)},
+        "b": {Metric.EXACT_MATCH: 0.0, Metric.TEACHER_KL: pytest.approx(0.6)},
+    }
+
+
+def test_a_teacher_whose_answers_are_read_but_whose_prompts_were_not_asked_has_no_score_of_answers():
+    by = Yardstick(Task.CONVERSATION, (), [""], ["north"], names=["a"])
+    after = Measured(READING + READING, ["north"], readings={"a": READING, "b": READING})
+    parts = by_teacher([Metric.ROUGE, Metric.PERPLEXITY], by, Measured(), after, Measured(answers=by.teacher))
+    assert [found.metric for found in parts["b"]] == [Metric.PERPLEXITY]

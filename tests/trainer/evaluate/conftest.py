@@ -255,6 +255,29 @@ def text_world(made: Callable[[Signal], Path], tmp_path: Path) -> World:
     return open_world(tmp_path / "world", Signal.TEXT)
 
 
+@pytest.fixture
+def two_teachers() -> Callable[[World], World]:
+    """Gives every other held-out prompt to another teacher, whose weights have nothing to do with the first's."""
+
+    def share(world: World) -> World:
+        workspace, tokenizer = world.context.workspace, a_tokenizer()
+        ours = list(shards.read_answers(workspace, ["answers"], "valid"))[::2]
+        theirs = answered(a_model(seed=8), tokenizer, "valid", Signal.TOP_K)[1::2]
+        theirs = [replace(row, teacher="other") for row in theirs]
+        workspace.remove("answers/shards/valid-00000.parquet")
+        for folder, name, rows in (("answers", "toy", ours), ("answers-2", "other", theirs)):
+            meta = ShardMeta(split="valid", index=0, teacher=name, k=K)
+            shards.commit_shard(workspace, folder, Shard(meta, rows))
+        result = GenerateResult(
+            folder="answers-2", teacher="other", ledger=Ledger(accepted=6), input_digest="i", output_digest="o"
+        )
+        manifests.commit(workspace, result)
+        other = Teacher(name="other", model=ModelRef(uri="file:///other"), batch=Batch(gpus=0))
+        return world.asking(teachers=[*world.run.teachers, other], answers=["answers", "answers-2"])
+
+    return share
+
+
 def half_way(world: World) -> Any:
     """The pruned student, trained for a moment towards the teacher on its held-out answers: surely better there."""
     student = world.student().train()

@@ -185,3 +185,39 @@ def test_a_stage_that_has_not_run_is_named(world: Any) -> None:
 def test_the_student_alone_needs_no_baseline_for_its_gate(world: Any) -> None:
     result = world.measuring(Metric.TEACHER_KL, compare_with=[Compare.TEACHER]).evaluate()
     assert result.scores[0].gate is GateOutcome.PASSED
+
+
+def test_each_row_is_held_against_its_own_teacher(world: Any, two_teachers: Any) -> None:
+    """The student is the first teacher itself: at no distance from its answers, and far from the other's."""
+    shared = two_teachers(world.train(world.teacher)).measuring(*FORCED, Metric.EXACT_MATCH, Metric.LATENCY)
+    whole = by_metric(shared.evaluate())
+    card = SCORECARD.validate_json(shared.read("scores.json"))
+    own, others = ({found.metric: found for found in card.by_teacher[name]} for name in ("toy", "other"))
+    assert own[Metric.TEACHER_KL].student == pytest.approx(0, abs=1e-3)
+    assert own[Metric.TEACHER_AGREEMENT].student == own[Metric.EXACT_MATCH].student == 1
+    assert others[Metric.TEACHER_KL].student > 0.1
+    assert others[Metric.TEACHER_AGREEMENT].student < 1
+    assert (own[Metric.EXACT_MATCH].teacher, others[Metric.EXACT_MATCH].teacher) == (1, 1)
+    between = sorted(found[Metric.TEACHER_KL].student for found in (own, others))
+    assert between[0] < float(whole[Metric.TEACHER_KL].student) < between[1]
+    assert whole[Metric.TEACHER_KL].teacher == "0.000"
+    assert whole[Metric.LATENCY].teacher == "", "there is no such thing as the teacher's speed"
+    named = {json.loads(line)["teacher_name"] for line in shared.read("samples.jsonl").splitlines()}
+    assert named == {"toy", "other"}
+    assert any("6 of toy, 6 of other" in note for note in card.notes)
+    assert "one teacher's 4 layers" in card.headline
+
+
+def test_the_numbers_of_a_teacher_among_others_are_those_it_has_alone(world: Any, two_teachers: Any) -> None:
+    shared = two_teachers(world).measuring(*FORCED, Metric.ROUGE)
+    shared.evaluate()
+    card = SCORECARD.validate_json(shared.read("scores.json"))
+    for name, folder in (("toy", "answers"), ("other", "answers-2")):
+        alone = shared.asking(answers=[folder])
+        alone.evaluate()
+        found = SCORECARD.validate_json(alone.read("scores.json"))
+        assert list(found.by_teacher) == [name]
+        for one, other in zip(found.comparison, card.by_teacher[name], strict=True):
+            assert one.metric is other.metric
+            assert one.student == pytest.approx(other.student, rel=1e-4)
+            assert one.baseline == pytest.approx(other.baseline, rel=1e-4)

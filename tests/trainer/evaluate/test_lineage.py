@@ -123,5 +123,26 @@ def test_the_headline_says_how_large_and_how_close() -> None:
     )
 
 
+def test_the_headline_of_several_teachers_speaks_of_all_of_them() -> None:
+    comparison = [Compared(Metric.TEACHER_KL, 0.7), Compared(Metric.PERPLEXITY, 6)]
+    assert headline(comparison, {"Student": Size(99_000_000, 1)}, (20, 30), teachers=2) == (
+        "The student has 99.0 M parameters in 20 of one teacher's 30 layers. It is 0.70 nats away from its teachers "
+        "and reads the teachers' answers with a perplexity of 6.00."
+    )
+
+
+def test_of_several_teachers_each_is_told_with_its_part_of_the_answers() -> None:
+    common = {"input_digest": "sha256:in", "output_digest": "sha256:out"}
+    made = [
+        GenerateResult(folder=name, teacher=name, ledger=a_ledger(accepted), **common)
+        for name, accepted in (("big", 90), ("api", 1500))
+    ]
+    lines = [value for label, value in lineage(an_origin(teachers=[BIG, API], generates=made)) if label == "Teacher"]
+    assert lines == [
+        "big: hf://acme/big, revision 12fd25f, 90 of the answers",
+        "api: large at https://api.example/v1, its terms were accepted for this use, 1,500 of the answers",
+    ]
+
+
 def test_a_headline_with_nothing_to_say_is_empty() -> None:
     assert headline([], {}, None) == ""

@@ -308,3 +308,16 @@ def luminance(colour: str) -> float:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_what_each_of_several_teachers_taught_is_shown_apart() -> None:
+    parts = {"north": (Compared(Metric.TEACHER_KL, 0.25, 3.5, 0.0),), "south": (Compared(Metric.TEACHER_KL, 0.75),)}
+    report = a_report(a_card(by_teacher=parts), samples=[replace(a_sample(), teacher_name="south")])
+    page, text = as_html(report), as_markdown(report)
+    assert "<h2>By teacher</h2>" in page
+    assert "teacher south</h3>" in page
+    assert "| north | KL to the teacher | 3.50 nats | 0.25 nats | 0.00 nats | – |" in text
+    assert "| south | KL to the teacher | – | 0.75 nats | – | – |" in text
+    assert "teacher south:" in text
+    alone = a_report(samples=[replace(a_sample(), teacher_name="south")])
+    assert not any("south" in page or "By teacher" in page for page in (as_html(alone), as_markdown(alone)))

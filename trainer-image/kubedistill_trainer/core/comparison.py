@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from kubedistill_api.base import Task
-from kubedistill_api.evaluation import Metric
+from kubedistill_api.evaluation import TIMED, Metric
 from kubedistill_api.job import LABELLED_TASKS
 from kubedistill_trainer.core import scores
 from kubedistill_trainer.core.answers import agrees
@@ -39,6 +39,8 @@ class Measured:
     """To the questions, in their order."""
     size: Size | None = None
     speed: Speed | None = None
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    """The parts of the reading, by the teacher whose answers were read."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class Yardstick:
     """For each question, the teacher's answer."""
     guidance: Guidance = field(default_factory=Guidance)
     """How the teacher was led to it: tells what of a reasoned answer is the answer."""
+    names: Sequence[str] = ()
+    """For each question, the teacher whose answer it has."""
+
+    def only(self, name: str) -> tuple[Yardstick, list[int]]:
+        """The questions of one teacher, and which they are among all."""
+        kept = [index for index, one in enumerate(self.names) if one == name]
+        parts = ([side[index] for index in kept] for side in (self.expected, self.teacher, self.names))
+        expected, answers, names = parts
+        return replace(self, expected=expected, teacher=answers, names=names), kept
 
     @property
     def references(self) -> list[str]:
@@ -81,6 +92,9 @@ def compare(
     """The metrics that the trained student has a number for, in the order asked for; the one that is always judged
     comes last if nobody asked for it.
 
+    With several teachers each answer is held against that of the prompt's own teacher, and so is what the student
+    thinks of each of its tokens: "the teacher" is whoever answered.
+
     The divergence takes the tail as one class: a lower bound, but never negative, and comparable between jobs
     whatever their sampling was.
     """
@@ -90,6 +104,23 @@ def compare(
         for metric in dict.fromkeys([*metrics, always])
     )
     return [row for row in rows if row.student is not None]
+
+
+def by_teacher(
+    metrics: Sequence[Metric], by: Yardstick, before: Measured, after: Measured, teacher: Measured
+) -> dict[str, list[Compared]]:
+    """The same for each teacher's prompts alone, by its name; speed and size are the student's, whoever taught it."""
+    told = [metric for metric in metrics if metric not in (*TIMED, Metric.MEMORY)]
+    found = {}
+    for name in after.readings:
+        only, kept = by.only(name)
+
+        def part(measured: Measured, name: str = name, kept: Sequence[int] = kept) -> Measured:
+            answers = [measured.answers[index] for index in kept] if measured.answers and kept else None
+            return Measured(measured.readings.get(name), answers)
+
+        found[name] = compare(told, only, *(part(measured) for measured in (before, after, teacher)))
+    return found
 
 
 def teacher_reading(examples: Sequence[Example]) -> Reading | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from kubedistill_trainer.core.batching import Example
 from kubedistill_trainer.core.comparison import Measured
 from kubedistill_trainer.core.footprint import Size, Speed
+from kubedistill_trainer.core.scores import Reading
 from kubedistill_trainer.evaluation import answering, reading, timing
 from kubedistill_trainer.models import at_ease
 
@@ -26,8 +27,8 @@ PUBLISHED_BYTES = 2
 class Exam:
     """What every model is put to."""
 
-    examples: Sequence[Example]
-    """Answers of the teacher, to be read."""
+    examples: Mapping[str, Sequence[Example]]
+    """Answers of each teacher, to be read."""
     questions: Sequence[answering.Question]
     """Prompts, to be answered."""
     tokenizer: Any
@@ -67,10 +68,15 @@ class Meter:
         """A candidate's reading and size, and if asked for its own answers and its speed."""
         model = self._loaded(candidate)
         self.say(f"reading with the {candidate.name}")
+        readings = {
+            teacher: reading.read_with(
+                model, examples, len(self.exam.tokenizer), packing=self.exam.packing, tick=self.tick
+            )
+            for teacher, examples in self.exam.examples.items()
+        }
         return Measured(
-            reading=reading.read_with(
-                model, self.exam.examples, len(self.exam.tokenizer), packing=self.exam.packing, tick=self.tick
-            ),
+            reading=sum(readings.values(), Reading()),
+            readings=readings,
             size=size_of(model),
             answers=self._answers(candidate, model) if answers else None,
             speed=self._speed(candidate, model) if speed else None,

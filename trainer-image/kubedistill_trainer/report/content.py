@@ -45,6 +45,8 @@ class Sample:
     label: str
     """The answer that counts; empty: none is known."""
     match: Match
+    teacher_name: str = ""
+    """Who answered."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Scorecard:
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     notes: Sequence[str] = ()
     """What a reader must know to judge the numbers."""
+    by_teacher: Mapping[str, Sequence[Compared]] = field(default_factory=dict)
+    """The comparison on each teacher's prompts alone; empty: there is one teacher."""
 
 
 SCORECARD = TypeAdapter(Scorecard)

@@ -66,11 +66,14 @@ def lineage(origin: Origin) -> list[tuple[str, str]]:
 
 def teacher_line(teacher: Teacher, origin: Origin) -> str:
     """A teacher: its weights at their revision, or the server that answered."""
-    line = f"{teacher.name}: "
+    parts = [model_line(teacher.model, origin.resolved(f"teacher:{teacher.name}")) if teacher.model else ""]
     if teacher.external is not None:
         terms = "its terms were accepted for this use" if teacher.external.terms_accepted else ""
-        return line + _join([f"{teacher.external.model} at {teacher.external.url}", terms])
-    return line + (model_line(teacher.model, origin.resolved(f"teacher:{teacher.name}")) if teacher.model else "")
+        parts = [f"{teacher.external.model} at {teacher.external.url}", terms]
+    if len(origin.teachers) > 1:
+        accepted = sum(result.ledger.accepted for result in origin.generates if result.teacher == teacher.name)
+        parts.append(f"{accepted:,} of the answers")
+    return f"{teacher.name}: {_join(parts)}"
 
 
 def student_line(origin: Origin) -> str:

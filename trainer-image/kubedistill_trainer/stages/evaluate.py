@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +15,11 @@ from kubedistill_api.identity import digest
 from kubedistill_api.results import EvaluateResult, Success
 from kubedistill_api.run import EvaluateRun
 from kubedistill_api.status import GateOutcome
-from kubedistill_trainer.core.comparison import Measured, compare, teacher_reading
+from kubedistill_trainer.core.batching import Example
+from kubedistill_trainer.core.comparison import Measured, by_teacher, compare, teacher_reading
 from kubedistill_trainer.core.footprint import Size
 from kubedistill_trainer.core.gates import judge, scores
+from kubedistill_trainer.core.scores import Reading
 from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.evaluation.meter import Candidate, Meter
 from kubedistill_trainer.models import end_ids, load_model, torch_dtype
@@ -65,9 +68,12 @@ def measure(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> tuple
     if Compare.TEACHER not in run.evaluation.compare_with:
         return before, after, Measured()
     near = teacher_at_hand(run, held_out, context) if timed else None
+    readings = {name: teacher_reading(examples) for name, examples in held_out.exam.examples.items()}
+    left = {name: reading for name, reading in readings.items() if reading is not None}
     found = held_out.origin.resolved(f"teacher:{run.teachers[0].name}") if len(run.teachers) == 1 else None
     teacher = Measured(
-        reading=teacher_reading(held_out.exam.examples),
+        reading=sum(left.values(), Reading()) if left else None,
+        readings=left,
         answers=held_out.by.teacher,
         size=Size(found.parameters, found.size_bytes) if found and found.parameters else None,
         speed=meter.time(near) if near else None,
@@ -92,8 +98,9 @@ def trained(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> Candi
 
 
 def teacher_at_hand(run: EvaluateRun, held_out: HeldOut, context: StageContext) -> Candidate | None:
-    """The teacher itself, where its weights are here anyway since the student was pruned from it."""
-    return saved("teacher", run, held_out, fetch_source(run, context)) if run.student.pruned_from else None
+    """The teacher itself, where it is the only one and its weights are here anyway: the student was pruned from it."""
+    alone = run.student.pruned_from is not None and len(run.teachers) == 1
+    return saved("teacher", run, held_out, fetch_source(run, context)) if alone else None
 
 
 def saved(name: str, run: EvaluateRun, held_out: HeldOut, path: Path) -> Candidate:
@@ -115,12 +122,13 @@ def judged(
     comparison = compare(run.evaluation.metrics, held_out.by, before, after, teacher)
     sizes = {who: m.size for who, m in (("Student", after), ("Teacher", teacher)) if m.size}
     return Scorecard(
-        headline=headline(comparison, sizes, layers(run, held_out, context)),
+        headline=headline(comparison, sizes, layers(run, held_out, context), len(run.teachers)),
         comparison=comparison,
         verdicts=judge(comparison, run.evaluation.gates),
         sizes=sizes,
         speeds={who: m.speed for who, m in (("Student", after), ("Teacher", teacher)) if m.speed},
         notes=notes(run, held_out),
+        by_teacher=by_teacher(run.evaluation.metrics, held_out.by, *models) if len(run.teachers) > 1 else {},
     )
 
 
@@ -138,10 +146,14 @@ def notes(run: EvaluateRun, held_out: HeldOut) -> list[str]:
     unlabelled = len(held_out.asked) - labelled
     said = [
         f"Perplexity, agreement and KL: over {len(held_out.rows):,} of the teacher's answers to held-out prompts, "
-        f"{sum(example.targets for example in held_out.exam.examples):,} tokens.",
+        f"{sum(example.targets for example in every_example(held_out)):,} tokens.",
         f"The other scores: over the greedy answers to {len(held_out.asked):,} of these prompts"
         + (f", {labelled:,} of them with a label." if labelled else "."),
     ]
+    if len(run.teachers) > 1:
+        counts = Counter(held_out.by.names)
+        whose = ", ".join(f"{counts[each.name]} of {each.name}" for each in run.teachers)
+        said.append(f"Each prompt is held against the answer of its own teacher: {whose}.")
     if unlabelled:
         said.append("Where a prompt has no label, the teacher's answer counts as the expected one.")
     if labelled and run.generation.filters.matches_labels(run.task):
@@ -149,6 +161,11 @@ def notes(run: EvaluateRun, held_out: HeldOut) -> list[str]:
     if held_out.by.guidance.instruction:
         said.append("The teacher was told more than the students: how to reason, or how long to write (docs/tasks.md).")
     return said
+
+
+def every_example(held_out: HeldOut) -> list[Example]:
+    """All teachers' answers, to be read."""
+    return [example for examples in held_out.exam.examples.values() for example in examples]
 
 
 def describe(

@@ -57,9 +57,14 @@ def gather(run: EvaluateRun, context: StageContext) -> HeldOut:
             expected=[row.label for row in asked],
             teacher=[row.text for row in asked],
             guidance=Guidance.of(run.task, run.generation, run.data.labels),
+            names=[row.teacher for row in asked],
         ),
         exam=Exam(
-            examples=examples_of(rows, context.scratch / "held-out"),
+            examples={
+                teacher.name: examples_of(mine, context.scratch / "held-out" / teacher.name)
+                for teacher in run.teachers
+                if (mine := [row for row in rows if row.teacher == teacher.name])
+            },
             questions=[question(row, run.generation.max_tokens) for row in asked],
             tokenizer=load_tokenizer(fetch_tokenizer(context.workspace, run.prepared, context.scratch)),
             packing=run.training.hyperparameters.packing,
@@ -116,6 +121,7 @@ def side_by_side(held_out: HeldOut, before: Measured, after: Measured) -> list[S
             teacher=row.text,
             label=row.label,
             match=match(index, old, new, held_out.by),
+            teacher_name=row.teacher,
         )
         for index, (row, old, new) in enumerate(answers)
     ]
