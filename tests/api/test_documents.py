@@ -123,15 +123,6 @@ REFUSALS = {
         [gate("Latency", "RetainedShare")],
         "a teacher is timed only where it is the only one and the student is pruned from it",
     ),
-    "one of two teachers timed": (
-        "spec",
-        {
-            "teachers": [{"name": name, "model": {"uri": "hf://a/b"}, "batch": {}} for name in ("t", "u")],
-            "student": {"prunedFrom": {"teacher": "t", "layers": 2}},
-            "evaluation": {"gates": [gate("Throughput", "RetainedShare")]},
-        },
-        "a teacher is timed only where it is the only one",
-    ),
     "change of speed": (
         "evaluation.gates",
         [gate("Throughput", "Change")],
@@ -179,6 +170,16 @@ REFUSALS = {
 @pytest.mark.parametrize(("path", "value", "expected"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_a_bad_spec_is_told_what_to_write(path: str, value: Any, expected: str) -> None:
     assert any(expected in line for line in problems(changed(path, value)))
+
+
+def test_no_teacher_among_several_is_timed() -> None:
+    document = changed("evaluation.gates", [gate("Throughput", "RetainedShare")])
+    document["spec"]["student"] = {"prunedFrom": {"teacher": "t", "layers": 2}}
+    teachers = [{"name": name, "model": {"uri": "hf://a/b"}, "batch": {}} for name in ("t", "u")]
+    alone = {**document, "spec": {**document["spec"], "teachers": teachers[:1]}}
+    assert parse_job(alone).spec.evaluation.gates
+    document["spec"]["teachers"] = teachers
+    assert any("a teacher is timed only where it is the only one" in line for line in problems(document))
 
 
 SOUND = {

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from teaching.server import TestTeacher
 
+from kubedistill_trainer.errors import Transient
 from kubedistill_trainer.teachers.http import HttpTeacher, tokens_used
 from kubedistill_trainer.teachers.protocol import Answered, ListOfWork, Request, Sampling
 from kubedistill_trainer.teachers.rates import Limits
@@ -86,6 +87,15 @@ def test_what_one_request_is_told_to_wait_all_wait() -> None:
     place = gaps.index(max(gaps))
     assert max(gaps) > 0.9
     assert place < 4 + 8, "only those that were under way by then still arrived"
+
+
+def test_a_pause_longer_than_anybody_waits_ends_the_attempt() -> None:
+    with (
+        TestTeacher(fault=lambda number, body: (429, {"Retry-After": "3600"})) as provider,
+        pytest.raises(Transient, match="has not answered for long: HTTP 429"),
+    ):
+        a_client(provider.url).answer(questions(3), threading.Event())
+    assert len(provider.times) <= 3
 
 
 def test_a_provider_that_enforces_its_limit_never_has_to() -> None:
