@@ -94,7 +94,8 @@ def test_a_share_is_the_same_after_the_run_file(weights: list[float]) -> None:
 def test_another_weight_asks_only_those_teachers_anew_whose_share_it_moves() -> None:
     before, after = a_spec(1, 1, 2), a_spec(2, 0.0000001, 2)
     digests = [
-        [generate_digest(spec, teacher.name, "sha256:p", "u") for teacher in spec.teachers] for spec in (before, after)
+        [generate_digest(spec, teacher.name, "sha256:p", [], "u") for teacher in spec.teachers]
+        for spec in (before, after)
     ]
     same = [one == other for one, other in zip(*digests, strict=True)]
     assert same == [share(before, f"t{place}") == share(after, f"t{place}") for place in range(3)]

@@ -33,7 +33,7 @@ class Window:
     """At most `limit` units in any `seconds`. What is larger than the whole limit goes alone."""
 
     def __init__(self, limit: int, seconds: float, cost: Callable[[Taken], int]) -> None:
-        self._limit, self._seconds, self._cost = limit, seconds, cost
+        self._limit, self._seconds, self.cost = limit, seconds, cost
         self._inside: deque[Taken] = deque()
         self._total = 0
 
@@ -44,13 +44,13 @@ class Window:
         for taken in self._inside:
             if left <= 0:
                 break
-            left, at = left - self._cost(taken), taken.at + self._seconds
+            left, at = left - self.cost(taken), taken.at + self._seconds
         return at - now
 
     def add(self, taken: Taken) -> None:
         """Count it from now on."""
         self._inside.append(taken)
-        self._total += self._cost(taken)
+        self._total += self.cost(taken)
 
     def correct(self, taken: Taken, units: int) -> None:
         """It will cost so many units more, or less; what has left the window is left alone."""
@@ -59,7 +59,7 @@ class Window:
 
     def _forget(self, now: float) -> None:
         while self._inside and self._inside[0].at + self._seconds <= now:
-            self._total -= self._cost(self._inside.popleft())
+            self._total -= self.cost(self._inside.popleft())
 
 
 class Limits:
@@ -68,35 +68,41 @@ class Limits:
     def __init__(
         self, requests_per_minute: int | None, tokens_per_minute: int | None, minute_seconds: float = MINUTE_SECONDS
     ) -> None:
-        def windows(limit: int | None, cost: Callable[[Taken], int]) -> list[Window]:
-            seconds = minute_seconds * (1 + SLACK)
-            spans = ((limit, seconds), (-(-limit // PIECES), seconds / PIECES)) if limit else ()
-            return [Window(units, span, cost) for units, span in spans]
-
-        self._requests = windows(requests_per_minute, lambda _: 1)
-        self._tokens = windows(tokens_per_minute, lambda taken: taken.tokens)
+        seconds = minute_seconds * (1 + SLACK)
+        counted: list[tuple[int | None, Callable[[Taken], int]]] = [
+            (requests_per_minute, lambda _: 1),
+            (tokens_per_minute, lambda taken: taken.tokens),
+        ]
+        limited = [(limit, cost) for limit, cost in counted if limit is not None]
+        self._minutes = [Window(limit, seconds, cost) for limit, cost in limited]
+        self._pieces = [Window(-(-limit // PIECES), seconds / PIECES, cost) for limit, cost in limited]
         self._closed_until = float("-inf")
 
     def seconds_until(self, tokens: int, now: float) -> float:
-        """How long until one more request of so many tokens may go; 0: it may go now."""
+        """How long until one more request of so many tokens may go; 0: it may go now.
+
+        Minutes are never exceeded. A piece of one may be, by its last request: most of it may come back.
+        """
+        taken = Taken(now, tokens)
         waits = [
             self._closed_until - now,
-            *(window.seconds_until(1, now) for window in self._requests),
-            *(window.seconds_until(tokens, now) for window in self._tokens),
+            *(window.seconds_until(window.cost(taken), now) for window in self._minutes),
+            *(window.seconds_until(1, now) for window in self._pieces),
         ]
         return max(0.0, *waits)
 
     def take(self, tokens: int, now: float) -> Taken:
         """Let a request through."""
         taken = Taken(now, tokens)
-        for window in (*self._requests, *self._tokens):
+        for window in (*self._minutes, *self._pieces):
             window.add(taken)
         return taken
 
     def settle(self, taken: Taken, tokens: int) -> None:
         """A request cost so many tokens, whatever was expected of it."""
-        for window in self._tokens:
-            window.correct(taken, tokens - taken.tokens)
+        corrected = Taken(taken.at, tokens)
+        for window in (*self._minutes, *self._pieces):
+            window.correct(taken, window.cost(corrected) - window.cost(taken))
         taken.tokens = tokens
 
     def close(self, seconds: float, now: float) -> None:
