@@ -70,6 +70,8 @@ def finished(tiny_folder: Path, tmp_path: Path) -> Finished:
     ledger = Ledger(accepted=90, rejected=10)
     manifests.commit(workspace, PrepareResult(folder="prepared", estimate=Estimate(rows=100), models=[found], **common))
     manifests.commit(workspace, GenerateResult(folder="answers/big-1", teacher="big", ledger=ledger, **common))
+    few = Ledger(accepted=7, rejected=1)
+    manifests.commit(workspace, GenerateResult(folder="answers/api-1", teacher="api", ledger=few, **common))
     train = TrainResult(folder="trained", steps=3, loss=1.0, micro_batch_size=2, parameters=99_000_000, **common)
     manifests.commit(workspace, train, entries)
     card = Scorecard("The student has 99 M parameters.", [Compared(Metric.TEACHER_KL, 0.7, 3.1, 0.0)], [])
@@ -94,7 +96,7 @@ def finished(tiny_folder: Path, tmp_path: Path) -> Finished:
         spec=spec,
         output=spec.output,
         prepared="prepared",
-        answers=["answers/big-1"],
+        answers=["answers/big-1", "answers/api-1"],
         trained="trained",
         evaluated="evaluated",
     )

@@ -37,7 +37,7 @@ def test_the_published_model_loads_and_answers_as_its_card_says(
 def test_the_result_tells_where_everything_is(finished: Any) -> None:
     result = finished.publish()
     assert result.report_uri == f"{result.model_uri}/report.html"
-    assert result.dataset_uri == f"{finished.run.workspace}/answers/big-1"
+    assert result.dataset_uri == f"{finished.run.workspace}/answers", "the folder that both teachers' answers lie in"
     written = json.loads((Path(finished.run.output.uri.removeprefix("file://")) / MANIFEST).read_text())
     assert (result.digest, result.size_bytes) == (written["digest"], written["sizeBytes"])
     assert set(written["files"]) >= {"README.md", "report.html", "config.json", "model.safetensors"}
@@ -85,7 +85,8 @@ def test_the_card_tells_the_lineage_and_whose_terms_apply(finished: Any) -> None
     assert matter["license"] == "other"
     for line in (
         "| Student | hf://acme/base, revision 4e53f73, 99.0 M parameters, LoRA of rank 8 |",
-        "| Teacher | api: acme-large at https://api.example/v1, its terms were accepted for this use |",
+        "| Teacher | api: acme-large at https://api.example/v1, its terms were accepted for this use, "
+        "7 of the answers |",
         "| Prompts | s3://acme/prompts.jsonl |",
         "| Digest of the spec | sha256:spec |",
         "| KL to the teacher | 3.10 nats | 0.70 nats | 0.00 nats | – |",
