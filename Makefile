@@ -8,7 +8,6 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= python3
 BIN := .venv/bin
 RIG := $(BIN)/python tests/cluster/rig/rig.py
-WORKERS := $(shell expr $$(nproc) + 1) # one of them mostly waits for the cluster
 
 .PHONY: help
 help: ## List these words
@@ -90,4 +89,4 @@ e2e: .venv/.dev cluster images ## The end-to-end jobs, against KUBECONFIG or the
 .PHONY: test
 test: .venv/.dev check ## Everything: make check, the tests of minutes, an API server, whole jobs on a cluster
 	$(RIG) build
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow or s3 or vllm or cluster"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "slow or s3 or vllm or cluster"
