@@ -424,6 +424,14 @@ async def test_file_uris_are_for_the_local_runner(kit: Kit) -> None:
         assert step.status.phase is phase
 
 
+async def test_the_ledger_of_answers_that_prepare_found_too_few_is_the_jobs(kit: Kit, settings: Settings) -> None:
+    ledger = Ledger(accepted=30, rejected=10)
+    script = failing(kit, Stage.PREPARE, 65, FailureClass.BAD_DATA, ledger=ledger)
+    status = await kit["until"](kit["MemoryCluster"](kit["a_job"](), script=script), settings)
+    assert status.ledger == ledger
+    assert status.stage("Prepare").ledger is None
+
+
 async def test_answers_that_are_there_need_no_teacher(kit: Kit, settings: Settings) -> None:
     job = kit["a_job"]()
 

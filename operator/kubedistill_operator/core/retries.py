@@ -28,8 +28,10 @@ def after_failure(world: World, status: Status, step: Step, broken: Broken) -> P
         status = with_usage(world.job, status, step, broken.job, world.seen, world.now)
     if broken.said is not None:
         status = records.scored(status, broken.said.scores)
-        if broken.said.ledger is not None:
+        if broken.said.ledger is not None and step.key.stage is Stage.GENERATE:
             status = records.with_ledger(status, step.name, broken.said.ledger)
+        elif broken.said.ledger is not None:  # Prepare looked at answers that were there
+            status = status.model_copy(update={"ledger": broken.said.ledger})
     match broken.remedy:
         case Remedy.NONE:
             return Plan(records.failed(status, broken.failure, world.now, step=step), check_in=SOON)

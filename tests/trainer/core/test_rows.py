@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import date
 
 import pytest
@@ -112,6 +113,20 @@ def test_columns_map_our_name_to_the_users():
 def test_a_mapped_field_that_is_missing_is_named_with_the_keys_that_are_there():
     with pytest.raises(RowError, match=r"this one has query .*data.columns says that prompt is called question"):
         parse_row({"query": "Hi"}, {"prompt": "question"})
+
+
+def test_names_of_any_length_and_letters_make_a_sentence_that_can_be_written():
+    with pytest.raises(RowError) as raised:
+        parse_row({"\ud83d": "x", **{f"{number}" * 1000: 1 for number in range(1000)}}, {})
+    raised.value.args[0].encode()
+    assert len(str(raised.value)) < 2000
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_json_has_not_break_a_row(number):
+    """Servers refuse them, and so does what sends the request."""
+    with pytest.raises(RowError, match="tools cannot be said in JSON"):
+        parse_row({"prompt": "Hi", "tools": [{"minimum": number}]}, {})
 
 
 def test_columns_with_the_sides_swapped_are_noticed():

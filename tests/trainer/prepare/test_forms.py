@@ -190,7 +190,15 @@ def test_a_folder_is_read_in_the_order_of_its_paths_without_what_tools_leave_the
         (folder / name).write_bytes(content)
     whole = reading(folder)
     assert [row.value for row in whole.rows()] == ROWS
-    assert [note.rpartition("/")[2] for note in whole.notes] == ["d-empty.jsonl is empty; it was passed over."]
+    passed_over, empty = whole.notes
+    assert passed_over.startswith("3 files that begin with . or _ were passed over, such as data/")
+    assert empty.endswith("d-empty.jsonl is empty; it was passed over.")
+
+
+def test_a_disk_that_fails_is_no_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").symlink_to("/proc/self/mem")  # can be opened, and gives an I/O error
+    with pytest.raises(Transient, match="cannot be read now"):
+        list(reading(tmp_path / "data.jsonl").rows())
 
 
 def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
@@ -276,7 +284,7 @@ def served(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, body = answers[self.path]
+            status, body = answers[self.path.partition("?")[0]]
             self.send_response(status)
             if status in (301, 302):
                 self.send_header("Location", body.decode())
@@ -316,6 +324,7 @@ def test_a_file_is_read_over_https_in_any_form_and_after_a_redirection(
         url = served(200, data)
         assert [row.value for row in over_https(served(302, url.encode()), tmp_path)] == ROWS
         assert over_https(url, tmp_path)[0].place.startswith(url)
+        assert over_https(f"{url}?signature=secret", tmp_path)[0].place.startswith(f"{url}, ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,11 +14,14 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
 FIELDS = ("messages", "prompt", "system", "label", "completion", "tools")
 """Our names for what a row may hold. `data.columns` maps them to the user's."""
+NAMES_SHOWN, NAME_SHOWN = 20, 60
+"""Names of fields in a sentence, and letters of each: a row may have any."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -198,7 +201,7 @@ def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
 
 def _check_json(value: object, what: str) -> None:
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RowError(f"{what} cannot be said in JSON ({error})") from error
     _encodable(text, what)
@@ -234,7 +237,8 @@ def _check_order(chat: Sequence[Message]) -> None:
 
 
 def _unknown_shape(raw: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    found = ", ".join(str(name) for name in raw) or "no fields at all"
+    names = [str(name)[:NAME_SHOWN].encode("utf-8", "backslashreplace").decode() for name in islice(raw, NAMES_SHOWN)]
+    found = ", ".join([*names, *(["…"] if len(raw) > NAMES_SHOWN else [])]) or "no fields at all"
     missing = "; ".join(f"data.columns says that {ours} is called {theirs}" for ours, theirs in columns.items())
     hint = missing or "if yours are called otherwise, write for example data.columns: {prompt: question, label: answer}"
     return f"a row needs messages or prompt, this one has {found} ({hint})"

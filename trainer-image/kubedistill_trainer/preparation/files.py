@@ -62,9 +62,11 @@ class Reading:
 
     def _files(self) -> Iterator[tuple[str, Any]]:
         if self.uri.startswith("https://"):
-            yield self.uri, _download(self.uri, self.scratch)
+            yield _shown(self.uri), _download(self.uri, self.scratch)
             return
-        store, _ = _files(self.uri)
+        store, _, hidden = _files(self.uri)
+        if hidden:
+            self.notes.append(f"{len(hidden)} files that begin with . or _ were passed over, such as {hidden[0].path}.")
         for path, _size, _version in self.fingerprint:
             yield store.uri(path), _opened(store, path, self.scratch)
 
@@ -86,13 +88,22 @@ def fingerprint(uri: str) -> list[list[Any]]:
     return [[file.path, file.size, file.version] for file in _files(uri)[1]]
 
 
-def _files(uri: str) -> tuple[Workspace, list[FileInfo]]:
+def _files(uri: str) -> tuple[Workspace, list[FileInfo], list[FileInfo]]:
+    """The store, the files that are read, and those that are passed over."""
     folder, _, name = uri.rstrip("/").rpartition("/")
     store = Workspace.open(folder)
-    files = [file for file in store.files(name) if not _hidden(file.path.removeprefix(name))]
+    files: list[FileInfo] = []
+    hidden: list[FileInfo] = []
+    for file in store.files(name):
+        (hidden if _hidden(file.path.removeprefix(name)) else files).append(file)
     if not files:
         raise NotFound("DataFileNotFound", f"There is no data at {uri}: check data.train.uri and data.validation.uri.")
-    return store, files
+    return store, files, hidden
+
+
+def _shown(url: str) -> str:
+    """Without the query, which may be a signature."""
+    return url.partition("?")[0]
 
 
 def _hidden(path: str) -> bool:
@@ -112,6 +123,8 @@ def _opened(store: Workspace, path: str, scratch: Path) -> Iterator[BinaryIO]:
             yield stack.enter_context(local.open("rb"))
         except (PermissionError, FileNotFoundError) as error:
             raise NotFound("AccessDenied", f"{store.uri(path)} cannot be read: {error.strerror}.") from error
+        except OSError as error:
+            raise Transient("StoreUnavailable", f"{store.uri(path)} cannot be read now: {error}.") from error
 
 
 @contextmanager
@@ -119,13 +132,13 @@ def _download(url: str, scratch: Path) -> Iterator[BinaryIO]:
     with _folder(scratch) as folder, (Path(folder) / "data").open("w+b") as file:
         try:
             with httpx.stream("GET", url, follow_redirects=True, timeout=120.0) as reply:
-                _check(url, reply)
+                _check(_shown(url), reply)
                 for piece in reply.iter_bytes():
                     file.write(piece)
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise Transient("DataUnavailable", f"{url} cannot be reached now: {error}.") from error
+            raise Transient("DataUnavailable", f"{_shown(url)} cannot be reached now: {error}.") from error
         except httpx.HTTPError as error:
-            raise NotFound("DataFileNotFound", f"{url} cannot be read: {error}.") from error
+            raise NotFound("DataFileNotFound", f"{_shown(url)} cannot be read: {error}.") from error
         file.seek(0)
         yield file
 
@@ -162,4 +175,6 @@ def _unpacked(path: str, file: BinaryIO) -> Iterator[io.BufferedReader]:
     except StageError:
         raise
     except (OSError, EOFError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # of the disk, not of what was packed
         raise BadData("DataFileUnreadable", f"{path} is a broken {packing} file: {error}.") from error

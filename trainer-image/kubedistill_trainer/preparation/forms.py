@@ -93,6 +93,8 @@ def _parquet(path: str, stream: io.BufferedReader, columns: Mapping[str, str]) -
                 number += 1
                 yield RawRow(f"{path}, row {number}", {key: value for key, value in row.items() if value is not None})
     except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None or isinstance(error, MemoryError):
+            raise  # of the disk or of this process, not of the file
         text = " ".join(str(error).split())[:200].rstrip(".")
         raise BadData("DataFileUnreadable", f"{path} is a broken Parquet file: {text}.") from error
 

@@ -19,10 +19,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
+from jinja2 import TemplateError
 
 from kubedistill_trainer.errors import BadConfiguration, NotFound, Transient
 from kubedistill_trainer.store.shards import Signal
@@ -113,6 +115,8 @@ class HttpTeacher:
             return await self._answer_in_text(client, request)
         except Refused as error:
             return Failed(str(error))
+        except TemplateError as error:
+            return Failed(f"the teacher's chat template refuses it: {error}")
 
     async def _answer_in_tokens(self, client: httpx.AsyncClient, request: Request) -> Outcome:
         """vLLM: the prompt's token ids in, the answer's token ids out, and their scores in a second request."""
@@ -177,7 +181,8 @@ class HttpTeacher:
         if self._server.tokens_per_minute is None:
             return 0
         if self._tokenizer is not None:
-            return len(encode(self._tokenizer, request))
+            with suppress(TemplateError, TypeError):  # the server's own template may take what this one refuses
+                return len(encode(self._tokenizer, request))
         return len(json.dumps([list(request.messages), request.tools], ensure_ascii=False)) // CHARACTERS_OF_A_TOKEN
 
     def _tokens_of(self, choice: Mapping[str, Any]) -> tuple[list[int], list[dict[int, float]], list[float]]:
@@ -242,15 +247,17 @@ class HttpTeacher:
             if not tries:  # until here it waited for its turn, not for the server
                 deadline = self._clock() + self._server.patience_seconds
             words, wait = "", None
+            asked = client.build_request("POST", path, json=body)
             try:
-                reply = await client.post(path, json=body)
+                reply = await client.send(asked)
                 if reply.is_success:
                     self._last_answer = self._clock()
-                    answer = _whole(reply)
+                    answer = _whole(reply, self._server.api_key)
                     self._gate.settle(taken, tokens_used(answer, taken.tokens))
                     return answer
                 self._gate.settle(taken, 0)
-                words, wait = words_of(reply), retry_after(reply.headers.get("Retry-After"), time.time())
+                words = words_of(reply, self._server.api_key)
+                wait = retry_after(reply.headers.get("Retry-After"), time.time())
                 if reply.status_code not in RETRIED:
                     raise self._refusal(reply.status_code, words)
                 if reply.status_code == TOO_MANY_REQUESTS and wait is not None:
@@ -304,7 +311,7 @@ def tokens_used(answer: Mapping[str, Any], expected: int) -> int:
     return int(total) if usage.get("total_tokens") or usage.get("prompt_tokens") else expected
 
 
-def _whole(reply: httpx.Response) -> Any:
+def _whole(reply: httpx.Response, secret: str) -> Any:
     """The reply's JSON.
 
     Raises:
@@ -312,5 +319,5 @@ def _whole(reply: httpx.Response) -> Any:
     """
     value = reply.json()
     if not isinstance(value, dict) or not value.get("choices"):
-        raise ValueError(f"a reply without an answer: {words_of(reply)}")
+        raise ValueError(f"a reply without an answer: {words_of(reply, secret)}")
     return value

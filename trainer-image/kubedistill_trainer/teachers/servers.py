@@ -37,8 +37,21 @@ class Server:
 
 
 def key_of(teacher: str) -> str:
-    """An external teacher's key, from this process's environment; empty: none is sent."""
-    return os.environ.get(teacher_api_key(teacher)) or os.environ.get(TEACHER_API_KEY, "")
+    """An external teacher's key, from this process's environment; empty: none is sent.
+
+    A Secret made of a file often ends in a line break, which belongs to no key.
+
+    Raises:
+        BadConfiguration: no header can carry it.
+    """
+    key = (os.environ.get(teacher_api_key(teacher)) or os.environ.get(TEACHER_API_KEY, "")).strip()
+    if not (key.isascii() and key.isprintable()):
+        raise BadConfiguration(
+            "CredentialUnusable",
+            f"The key of teacher {teacher} has a line break or a letter in it that no HTTP header can carry: write the "
+            "Secret of external.credentialsSecret anew.",
+        )
+    return key
 
 
 def check_server(server: Server) -> None:
@@ -57,7 +70,7 @@ def check_server(server: Server) -> None:
             names = "" if reply.is_success or reply.status_code in (401, 403) else _names(client, url)
     except httpx.TransportError as error:
         raise Transient("TeacherUnavailable", f"{url} does not answer: {error}.") from error
-    words = words_of(reply)
+    words = words_of(reply, server.api_key)
     if reply.is_success:
         return
     if reply.status_code in (401, 403):
@@ -78,14 +91,15 @@ def credential_refused(url: str, status: int, words: str) -> NotFound:
     )
 
 
-def words_of(reply: httpx.Response) -> str:
-    """What a server says of an error, in one line."""
+def words_of(reply: httpx.Response, secret: str) -> str:
+    """What a server says of an error, in one line, without the key that some of them repeat."""
     try:
         said = reply.json()
         error = said.get("error", said) if isinstance(said, dict) else said
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except ValueError:
         text = reply.text
+    text = text.replace(secret, "***") if secret else text
     return " ".join(text.split())[:300].rstrip(".") or reply.reason_phrase
 
 
