@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from toys.example import load_make_toy
 from transformers import AutoModelForCausalLM
 
 from kubedistill_trainer.core.signals import top_k
@@ -35,7 +34,7 @@ STORED = 0.02
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example beside its data and its teachers."""
     folder = tmp_path_factory.mktemp("two")
-    make_toy = _make_toy()
+    make_toy = load_make_toy()
     for seed, name in enumerate(NAMES):
         make_toy.make_toy(folder / ".kubedistill" / "models" / f"toy-{name}", make_toy.Toy(seed=seed))
     (folder / "examples").mkdir()
@@ -45,17 +44,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document["spec"]["evaluation"]["maxRows"] = 6
     (folder / "examples" / "job.yaml").write_text(yaml.safe_dump(document))
     return folder
-
-
-def _make_toy() -> ModuleType:
-    """examples/models/make_toy.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("make_toy", EXAMPLES / "models" / "make_toy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_toy"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

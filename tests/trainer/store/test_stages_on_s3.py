@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import s3fs
 import yaml
+from toys.example import load_make_toy
 
 from kubedistill_trainer.store.artifacts import MANIFEST
 from kubedistill_trainer.store.workspace import Workspace
@@ -126,12 +126,7 @@ def logs(folder: Path) -> str:
 
 def a_toy(folder: Path) -> Path:
     """The toy teacher, taught so far that a pruned student has something to win back."""
-    spec = importlib.util.spec_from_file_location("make_toy", EXAMPLES / "models" / "make_toy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    make_toy = importlib.util.module_from_spec(spec)
-    sys.modules["make_toy"] = make_toy  # its dataclasses look themselves up there
-    spec.loader.exec_module(make_toy)
+    make_toy = load_make_toy()
     return Path(make_toy.make_toy(folder, make_toy.Toy(vocabulary=512, steps=60)))
 
 

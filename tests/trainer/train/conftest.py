@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toys.example import load_make_toy
 from training.places import lay_out
 
 from kubedistill_api.base import Stage
@@ -51,15 +50,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_toy() -> ModuleType:
-    """examples/models/make_toy.py, which is no package."""
-    path = Path(__file__).resolve().parents[3] / "examples" / "models" / "make_toy.py"
-    spec = importlib.util.spec_from_file_location("make_toy", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_toy"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    """examples/models/make_toy.py."""
+    return load_make_toy()
 
 
 @pytest.fixture(scope="session")
