@@ -304,6 +304,22 @@ def test_rows_that_made_prepare_fail_are_kept_until_the_data_are_sound(
     assert not kept.exists()
 
 
+def test_data_that_broke_since_leave_what_was_committed_as_it_was(tried: Callable[..., Any], tmp_path: Path) -> None:
+    tried(jsonl([*LINES, LINES[3]]))
+    kept = tmp_path / "workspace" / "jobs/default.j/prepare-1/rejected.jsonl"
+    before = kept.read_bytes()
+    assert tried(BROKEN).reason == "InvalidRows"
+    assert kept.read_bytes() == before
+
+
+def test_a_store_that_fails_does_not_hide_why_prepare_failed(tried: Callable[..., Any], tmp_path: Path) -> None:
+    in_the_way = tmp_path / "workspace" / "jobs/default.j/prepare-1/rejected.jsonl"
+    in_the_way.mkdir(parents=True)
+    failed = tried(BROKEN)
+    assert (failed.exit_code, failed.reason) == (65, "InvalidRows")
+    assert "rejected.jsonl" not in failed.message
+
+
 @pytest.mark.parametrize(
     ("labelled", "words"),
     [(40, []), (30, ["training rows have no label"]), (0, ["40 training", "Accuracy will be left out"])],

@@ -8,12 +8,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kubedistill_api.base import Stage
 from kubedistill_api.digests import generate_digest
@@ -27,10 +23,20 @@ from kubedistill_api.teachers import ModelRef
 from kubedistill_api.training import OWNED_DEEPSPEED_KEYS
 from kubedistill_trainer.core.guidance import Guidance
 from kubedistill_trainer.core.rows import Row
-from kubedistill_trainer.errors import BadConfiguration, BadData
+from kubedistill_trainer.errors import BadConfiguration, BadData, StageError
 from kubedistill_trainer.generation.books import falls_short
 from kubedistill_trainer.models import tokenizer_digest
-from kubedistill_trainer.preparation import choosing, files, labels, looking, rehearsing, report, sharing, trainable
+from kubedistill_trainer.preparation import (
+    choosing,
+    files,
+    labels,
+    looking,
+    rehearsing,
+    report,
+    sharing,
+    trainable,
+    writing,
+)
 from kubedistill_trainer.preparation.choosing import Choice
 from kubedistill_trainer.preparation.expecting import estimate
 from kubedistill_trainer.preparation.files import Reading
@@ -40,8 +46,7 @@ from kubedistill_trainer.preparation.looking import Look
 from kubedistill_trainer.preparation.measuring import Lengths, with_special_tokens
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.store import artifacts, manifests
-from kubedistill_trainer.store.manifests import FileEntry, Manifest, entry
-from kubedistill_trainer.store.rows import TEACHERS, TOKENIZER, PromptRow, write_parquet
+from kubedistill_trainer.store.manifests import FileEntry, Manifest
 from kubedistill_trainer.store.workspace import Workspace
 from kubedistill_trainer.teachers.servers import Server, check_server, key_of
 
@@ -95,7 +100,7 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
     choosing.fit(choice, _stopping(lengths.measured, context), _prompt_limit(spec, teachers), out)
     notes += labels.check_all(spec, choice.train, choice.valid) + _specials(choice, student)
     if len(spec.teachers) > 1 or spec.teachers[0].external is not None:  # else there is nothing to share or to pace
-        notes += sharing.check(spec, *([_stored(row) for row in side] for side in (choice.train, choice.valid)))
+        notes += sharing.check(spec, *([writing.stored(row) for row in side] for side in (choice.train, choice.valid)))
     _begin(3, "trying the output and the teachers", context)
     _try_output(run)
     _try_external(spec)
@@ -118,7 +123,7 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
         answers=_ready_answers(run, output_digest, models, context.workspace),
         report=f"{run.folder}/report.md",
     )
-    written = _write(run.folder, choice, student, teachers, text, context) | _leave(run, context, out, rejected)
+    written = writing.write(run.folder, choice, student, teachers, text, context) | _leave(run, context, out, rejected)
     committed = context.commit(
         result,
         written,
@@ -179,10 +184,17 @@ def _leave(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Path)
 
 
 def _with_rejected(error: BadData, run: PrepareRun, context: StageContext, out: LeftOut, rejected: Path) -> BadData:
-    """The same error, with the place where all rows that were left out so far are kept."""
-    if not out.counts:
+    """The same error, with the place where all rows that were left out so far are kept.
+
+    What an earlier run committed is not touched, and a store that fails now does not hide the error.
+    """
+    if not out.counts or manifests.load(context.workspace, run.folder) is not None:
         return error
-    _leave(run, context, out, rejected)
+    try:
+        _leave(run, context, out, rejected)
+    except StageError as failure:
+        context.log.warning("the rows that were left out could not be kept: %s", failure)
+        return error
     where = context.workspace.uri(f"{run.folder}/{FILE}")
     return BadData(error.reason, f"{error.message} All with their reasons: {where}", ledger=error.ledger)
 
@@ -330,47 +342,3 @@ def _warnings(choice: Choice, out: LeftOut, notes: Sequence[str], rejected: str)
     told = [f"Left out: {'; '.join(out.sentences())}. Each with its reason: {rejected}"] if out.counts else []
     beyond = [f"{choice.beyond} rows are beyond data.maxRows."] if choice.beyond else []
     return [*told, *out.shown[:1], *beyond, *notes][:WARNINGS]
-
-
-def _write(
-    folder: str, choice: Choice, student: Look, teachers: Mapping[str, Look], text: str, context: StageContext
-) -> dict[str, FileEntry]:
-    """Everything but the manifest; what was written, by path relative to the folder."""
-    written = {"report.md": text.encode()}
-    for target, look in ((TOKENIZER, student), *((f"{TEACHERS}/{name}", look) for name, look in teachers.items())):
-        written |= {f"{target}/{name}": data for name, data in _tokenizer_files(look, context.scratch).items()}
-    for path, data in written.items():
-        context.workspace.write_bytes(f"{folder}/{path}", data)
-    entries = {path: entry(data) for path, data in written.items()}
-    for split, rows in (("train", choice.train), ("valid", choice.valid)):
-        local = context.scratch / f"{split}.parquet"
-        write_parquet(local, map(_stored, rows))
-        context.workspace.put(local, f"{folder}/{local.name}")
-        entries[local.name] = manifests.entry_of(local)
-        local.unlink()
-    return entries
-
-
-def _tokenizer_files(look: Look, scratch: Path) -> dict[str, bytes]:
-    """The tokenizer with its template, and the configurations that say how an answer ends."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as name:
-        look.tokenizer.save_pretrained(name)
-        found = {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
-    for extra in ("generation_config.json", "config.json"):
-        source = look.folder / extra
-        if source.is_file():
-            found[extra] = source.read_bytes()
-    return found
-
-
-def _stored(row: Row) -> PromptRow:
-    messages: list[dict[str, Any]] = [message.as_dict() for message in row.messages]
-    request = json.dumps([messages, [dict(tool) for tool in row.tools]], sort_keys=True, ensure_ascii=False)
-    return PromptRow(
-        row_id=row.row_id,
-        messages=json.dumps(messages, ensure_ascii=False),
-        label=row.label or "",
-        prompt_hash=hashlib.sha256(request.encode("utf-8", "surrogatepass")).hexdigest(),
-        tools=json.dumps([dict(tool) for tool in row.tools], ensure_ascii=False) if row.tools else "",
-    )
