@@ -4,7 +4,8 @@ The parent serves progress, catches SIGTERM and writes the result, as in any oth
 that answers every failure with exit code 1 and kills the ranks 30 s after a SIGTERM, finished with their checkpoint or
 not. What the parent does instead:
 
-- SIGTERM is passed on; the ranks agree on a step, write their checkpoint, and raise Stopped.
+- SIGTERM is passed on; the ranks agree on a step, write their checkpoint, and raise Stopped. All may finish: the one
+  that marks the checkpoint complete is seldom the first that is done.
 - The first rank that fails ends all others at once: they wait in a collective for one who will not come.
 - A rank whose parent died ends itself, so that no orphan writes beside a new attempt.
 
@@ -52,6 +53,11 @@ class _Done:
 
 
 @dataclass(frozen=True)
+class _Stopped:
+    """A rank has stopped in order, as it was asked to."""
+
+
+@dataclass(frozen=True)
 class _Failed:
     """A rank has raised. Exceptions are sent in parts: not all can be pickled."""
 
@@ -59,18 +65,16 @@ class _Failed:
     """None: nothing that was raised on purpose."""
     reason: str
     message: str
-    stopped: bool = False
 
     def error(self, rank: int) -> Exception:
-        if self.stopped:
-            return Stopped()
         return self.kind(self.reason, self.message) if self.kind else RuntimeError(f"rank {rank}: {self.message}")
 
 
 def run_together(work: Work[Result], world_size: int, stopping: threading.Event, hear: Callable[[Any], None]) -> Result:
     """Run `work` on every rank and return what rank 0 returned. What ranks tell is heard in this process.
 
-    Raises what the first failing rank raised: a StageError or Stopped as such, anything else as RuntimeError.
+    Raises what the first failing rank raised, a StageError as such, anything else as RuntimeError; Stopped, when every
+    rank has ended and one of them stopped.
     """
     if world_size == 1:
         return work(0, stopping, hear)
@@ -106,23 +110,28 @@ class _Group(Generic[Result]):
     def watch(self, stopping: threading.Event, hear: Callable[[Any], None]) -> Result:
         """Listen until all ranks are done."""
         results: dict[int, Result] = {}
+        stopped: set[int] = set()
         told_to_stop = False
-        while len(results) < len(self._ranks):
+        while len(results) + len(stopped) < len(self._ranks):
             if stopping.is_set() and not told_to_stop:
                 told_to_stop = True
                 for process, _ in self._ranks:
                     process.terminate()
-            open_pipes = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks) if rank not in results}
+            ended = results.keys() | stopped
+            open_pipes = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks) if rank not in ended}
             ready = wait(list(open_pipes), timeout=POLL_SECONDS)
             messages = [(open_pipes[pipe], self._receive(open_pipes[pipe])) for pipe in ready]  # type: ignore[index]
             for _, message in messages:
                 if isinstance(message, _Told):
                     hear(message.value)
+            stopped |= {rank for rank, message in messages if isinstance(message, _Stopped)}
             failures = [(rank, message) for rank, message in messages if isinstance(message, _Failed)]
             if failures:
                 rank, failure = min(failures, key=lambda each: (each[1].kind is None, each[0]))
                 raise failure.error(rank)
             results |= {rank: message.result for rank, message in messages if isinstance(message, _Done)}
+        if stopped:
+            raise Stopped
         return results[0]
 
     def end(self) -> None:
@@ -162,14 +171,14 @@ def _main(work: Work[Any], rank: int, pipe: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     lock = threading.Lock()
 
-    def send(message: _Told | _Done | _Failed) -> None:
+    def send(message: _Told | _Done | _Stopped | _Failed) -> None:
         with lock:
             pipe.send(message)
 
     try:
         result = work(rank, stopping, lambda value: send(_Told(value)))
     except Stopped:
-        send(_Failed(None, "Stopped", "", stopped=True))
+        send(_Stopped())
     except StageError as error:
         send(_Failed(type(error), error.reason, error.message))
     except Exception as error:  # noqa: BLE001  (the parent is told, whatever it was)
