@@ -60,11 +60,15 @@ check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under tw
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not s3 and not vllm and not cluster" # a core for each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not s3 and not vllm and not cluster and not gpu" # a core for each
 
 .PHONY: bench
 bench: .venv/.dev ## What the losses cost: memory, time, bytes; 14 GiB of free memory, a quiet machine
 	$(BIN)/python tests/bench/bench_loss.py
+
+.PHONY: gpu
+gpu: .venv/.dev ## What a GPU does otherwise, on a machine that has one: about two minutes
+	$(BIN)/pytest -m gpu
 
 # --- With a real Kubernetes --------------------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@
    one step of each in turn, so that both meet the same machine.
 3. Bytes that a stored token takes in a shard.
 
+On a GPU (`--device cuda`) hidden states and head are bfloat16, the student is of the size of Qwen2.5-0.5B, memory is
+that of the device, and the loss is timed with several sizes of its logits buffer.
+
 Prints a table and writes a JSON. Exit code 1: the two losses differ; 75: there is not enough memory for the plain one.
 """
 
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,8 +47,10 @@ from kubedistill_trainer.store.examples import Examples
 from kubedistill_trainer.store.shards import AnswerRow, ShardMeta, Signal, read_shard, shard_bytes
 
 MIB = 2**20
-TOLERANCE = 1e-5
-"""Relative, of the loss. Gradients are compared by their norms, to ten times that: float32 sums in another order."""
+TOLERANCE = {"cpu": 1e-5, "cuda": 1e-3}
+"""Relative, of the loss. Gradients are compared by their norms, to ten times that: float32 sums in another order. On a
+GPU both losses read logits that were rounded to bfloat16, in products of other shapes."""
+BUFFERS_MIB = (128, 512, 1024, 2048, 4096)
 
 
 def main() -> int:
@@ -54,7 +59,7 @@ def main() -> int:
         print(json.dumps(measure(asked)))
         return 0
     needed = plain_bytes(asked.tokens, asked.vocabulary)
-    if (free := available_bytes()) < needed:
+    if (free := available_bytes(asked.device)) < needed:
         print(
             f"The plain loss needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are available: ask for fewer --tokens."
         )
@@ -62,10 +67,11 @@ def main() -> int:
     found = {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": " ".join(["python", "tests/bench/bench_loss.py", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": machine(asked.device),
         "load_average_before": list(os.getloadavg()),
         "loss": compare_losses(asked),
-        "step": steps(asked.steps, asked.k),
+        **({"buffers": buffers(asked)} if asked.device == "cuda" else {}),
+        "step": steps(asked.steps, asked.k, STUDENTS[asked.device], asked.device),
         "storage": storage(asked.k),
         "load_average_after": list(os.getloadavg()),
     }
@@ -80,6 +86,7 @@ def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=8192, help="positions of the loss (default: %(default)s)")
     parser.add_argument("--vocabulary", type=int, default=128_256, help="that of Llama 3 (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     parser.add_argument("--hidden", type=int, default=256, help="size of the hidden states (default: %(default)s)")
     parser.add_argument("--k", type=int, default=32, help="teacher's candidates a position (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each loss; the median counts (default: %(default)s)")
@@ -94,7 +101,7 @@ def _asked() -> argparse.Namespace:
 
 def compare_losses(asked: argparse.Namespace) -> dict[str, Any]:
     """Both losses, each in a process of its own, one after the other."""
-    sizes = {name: getattr(asked, name) for name in ("tokens", "vocabulary", "hidden", "k", "repeats")}
+    sizes = {name: getattr(asked, name) for name in ("tokens", "vocabulary", "hidden", "k", "repeats", "device")}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
     found = {}
     for name in ("chunked", "plain"):
@@ -111,7 +118,7 @@ def compare_losses(asked: argparse.Namespace) -> dict[str, Any]:
         **found,
         "relative_difference": gap,
         "relative_differences_of_gradient_norms": gaps,
-        "equal": gap <= TOLERANCE and max(gaps) <= 10 * TOLERANCE,
+        "equal": gap <= TOLERANCE[asked.device] and max(gaps) <= 10 * TOLERANCE[asked.device],
         "memory_ratio": plain["loss_mib"] / chunked["loss_mib"],
         "cpu_ratio": plain["cpu_seconds"] / chunked["cpu_seconds"],
     }
@@ -127,7 +134,10 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     warm = slice(0, 64)
     loss(hidden_NH[warm], weight_VH, supervision[warm]).backward()
     seconds: list[Spent] = []
-    before = peak_mib()
+    if asked.device == "cuda":
+        hidden_NH.grad = weight_VH.grad = None
+        torch.cuda.reset_peak_memory_stats()
+    before = peak_mib(asked.device) if asked.device == "cpu" else torch.cuda.memory_allocated() / MIB
     for _ in range(asked.repeats):
         hidden_NH.grad = weight_VH.grad = None
         started = Spent.now()
@@ -140,20 +150,21 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "loss": value.item(),
         "gradient_norms": [hidden_NH.grad.norm().item(), weight_VH.grad.norm().item()],
         **medians(seconds),
-        "peak_mib": peak_mib(),
-        "loss_mib": peak_mib() - before,
+        "peak_mib": peak_mib(asked.device),
+        "loss_mib": peak_mib(asked.device) - before,
         "threads": torch.get_num_threads(),
     }
 
 
-def chunked(hidden_NH: Tensor, weight_VH: Tensor, supervision: Supervision) -> Tensor:
+def chunked(hidden_NH: Tensor, weight_VH: Tensor, supervision: Supervision, chunk_bytes: int | None = None) -> Tensor:
     """As a training computes it."""
-    return chunked_loss(hidden_NH, Head(weight_VH), supervision, forward_kl_bucket).mean_over(len(supervision))
+    size = {} if chunk_bytes is None else {"chunk_bytes": chunk_bytes}
+    return chunked_loss(hidden_NH, Head(weight_VH), supervision, forward_kl_bucket, **size).mean_over(len(supervision))
 
 
 def plain(hidden_NH: Tensor, weight_VH: Tensor, supervision: Supervision) -> Tensor:
     """As a few lines of torch compute it: logits, log-softmax, gather. Logits are freed as soon as they can be."""
-    logprobs_NV = (hidden_NH @ weight_VH.T).log_softmax(-1)
+    logprobs_NV = (hidden_NH @ weight_VH.T).float().log_softmax(-1)
     topk_NK = logprobs_NV.gather(-1, supervision.candidates)
     tail_N = (-topk_NK.logsumexp(-1).expm1()).log()
     student = Logprobs(topk_NK, tail_N, target_N=tail_N)  # nobody asks for the target's
@@ -170,7 +181,28 @@ def inputs(asked: argparse.Namespace) -> tuple[Tensor, Tensor, Supervision]:
     ids_NK = (first_N[:, None] + apart * torch.arange(asked.k)) % asked.vocabulary
     classes = (3 * torch.randn(asked.tokens, asked.k + 1, generator=draw)).log_softmax(-1)
     teacher = TopK(ids_NK, classes[:, :-1].contiguous(), classes[:, -1].contiguous(), classes[:, 0].contiguous())
-    return hidden_NH.requires_grad_(), weight_VH.requires_grad_(), Supervision(ids_NK[:, 0].contiguous(), teacher)
+    dtype = torch.float32 if asked.device == "cpu" else torch.bfloat16
+    hidden_NH, weight_VH = (each.to(asked.device, dtype).requires_grad_() for each in (hidden_NH, weight_VH))
+    return hidden_NH, weight_VH, Supervision(ids_NK[:, 0].contiguous(), teacher).to(asked.device)
+
+
+def buffers(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds and memory of the chunked loss by the size of its logits buffer."""
+    hidden_NH, weight_VH, supervision = inputs(asked)
+    found = []
+    for size in BUFFERS_MIB:
+        seconds = []
+        for turn in range(asked.repeats + 2):
+            hidden_NH.grad = weight_VH.grad = None
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated() / MIB
+            started = Spent.now()
+            chunked(hidden_NH, weight_VH, supervision, size * MIB).backward()
+            spent = started.since()
+            if turn >= 2:
+                seconds.append(spent)
+        found.append({"buffer_mib": size, "loss_mib": peak_mib("cuda") - held, **medians(seconds)})
+    return found
 
 
 def plain_bytes(tokens: int, vocabulary: int) -> int:
@@ -183,38 +215,59 @@ def plain_bytes(tokens: int, vocabulary: int) -> int:
 # --- 2. A step ---------------------------------------------------------------------------------------------------
 
 ROWS, LENGTH, ASKED = 8, 128, 32
-"""Of a step: rows, tokens of each, tokens of its prompt."""
-VOCABULARY = 32_000
+"""Of a shard: rows, tokens of each, tokens of its prompt."""
 
 
-def steps(count: int, k: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Size:
+    """A student and its micro batch. Without tied embeddings, which Llama has not by default."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    keys: int
+    vocabulary: int
+    rows: int = ROWS
+    length: int = LENGTH
+    asked: int = ASKED
+
+
+STUDENTS = {
+    "cpu": Size(256, 768, 6, 8, 4, 32_000),
+    "cuda": Size(896, 4864, 24, 14, 2, 151_936, rows=16, length=1024, asked=256),
+}
+
+
+def steps(count: int, k: int, size: Size, device: str) -> dict[str, Any]:
     """Optimizer steps with either loss in turn, rows read back from a shard as a training reads them."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=LENGTH,
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.keys,
+        max_position_embeddings=size.length,
     )
-    model = transformers.LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(config).to(device)
     model.set_attn_implementation(attention.install())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    rows = read_shard(shard_bytes(ShardMeta(split="train", index=0, teacher="t", k=k), answers(VOCABULARY, k)))[1]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    rows = read_shard(shard_bytes(ShardMeta(split="train", index=0, teacher="t", k=k), answers(size, k)))[1]
     with tempfile.TemporaryDirectory() as folder:
         kinds = {"ForwardKL": (forward_kl_bucket, True), "CrossEntropy": (cross_entropy, False)}
         makers = {
-            name: (Distiller(model, loss, VOCABULARY), Examples.write(Path(folder) / name, rows, signals=signals))
+            name: (Distiller(model, loss, size.vocabulary), Examples.write(Path(folder) / name, rows, signals=signals))
             for name, (loss, signals) in kinds.items()
         }
         seconds: dict[str, list[Spent]] = {name: [] for name in makers}
         for _ in range(count + 3):
             for name, (distiller, examples) in makers.items():
                 started = Spent.now()
-                batch = pack([examples[row] for row in range(ROWS)])
-                total, _ = distiller(batch)
+                batch = pack([examples[row] for row in range(size.rows)]).to(device)
+                with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                    total, _ = distiller(batch)
                 (total / len(batch.supervision)).backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -225,9 +278,9 @@ def steps(count: int, k: int) -> dict[str, Any]:
             "parameters": model.num_parameters(),
             **{name: config.to_dict()[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")},
         },
-        "rows": ROWS,
-        "tokens_a_row": LENGTH,
-        "targets_a_row": LENGTH - ASKED,
+        "rows": size.rows,
+        "tokens_a_row": size.length,
+        "targets_a_row": size.length - size.asked,
         "k": k,
         "steps": count,
         **found,
@@ -236,15 +289,19 @@ def steps(count: int, k: int) -> dict[str, Any]:
     }
 
 
-def answers(vocabulary: int, k: int, rows: int = ROWS) -> list[AnswerRow]:
+def answers(size: Size, k: int) -> list[AnswerRow]:
     """Rows as Generate stores them, with candidates that are not alike: the worst that a compressor can meet."""
     draw = np.random.default_rng(0)
-    return [_answer(number, vocabulary, k, draw) for number in range(rows)]
+    return [_answer(number, size, k, draw) for number in range(size.rows)]
 
 
-def _answer(number: int, vocabulary: int, k: int, draw: np.random.Generator) -> AnswerRow:
-    targets = LENGTH - ASKED
-    ids_NK = np.stack([draw.choice(vocabulary, k, replace=False) for _ in range(targets)]).astype(np.int32)
+def _answer(number: int, size: Size, k: int, draw: np.random.Generator) -> AnswerRow:
+    targets, vocabulary = size.length - size.asked, size.vocabulary
+    apart = vocabulary // k  # so that the candidates of a position are K different ones
+    ids_NK = draw.integers(apart, size=(targets, k)) + apart * draw.permuted(
+        np.tile(np.arange(k), (targets, 1)), axis=1
+    )
+    ids_NK = ids_NK.astype(np.int32)
     logits = np.sort(3 * draw.standard_normal((targets, k + 1)), axis=-1)[:, ::-1]
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     signal = Signal(
@@ -253,7 +310,7 @@ def _answer(number: int, vocabulary: int, k: int, draw: np.random.Generator) -> 
         logprobs[:, k].astype(np.float32),
         logprobs[:, 0].astype(np.float32),
     )
-    prompt = draw.integers(vocabulary, size=ASKED)
+    prompt = draw.integers(vocabulary, size=size.asked)
     text = " ".join(f"word{token}" for token in ids_NK[:, 0] % 1000)
     return AnswerRow(
         row_id=f"{number:064x}",
@@ -265,7 +322,7 @@ def _answer(number: int, vocabulary: int, k: int, draw: np.random.Generator) -> 
         finish_reason="stop",
         teacher="t",
         input_ids=np.concatenate([prompt, ids_NK[:, 0]]).astype(np.int32),
-        target_mask=np.arange(LENGTH) >= ASKED,
+        target_mask=np.arange(size.length) >= size.asked,
         signal=signal,
     )
 
@@ -275,7 +332,7 @@ def _answer(number: int, vocabulary: int, k: int, draw: np.random.Generator) -> 
 
 def storage(k: int, rows: int = 512) -> dict[str, Any]:
     """Bytes that a target takes in a shard of random candidates out of 128,256 tokens, with and without top-K."""
-    made = answers(128_256, k, rows)
+    made = answers(replace(STUDENTS["cpu"], vocabulary=128_256, rows=rows), k)
     targets = sum(row.targets for row in made)
     meta = ShardMeta(split="train", index=0, teacher="t")
     with_signal = len(shard_bytes(meta.model_copy(update={"k": k}), made))
@@ -301,6 +358,8 @@ class Spent:
 
     @staticmethod
     def now() -> Spent:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         return Spent(time.perf_counter(), time.process_time())
 
     def since(self) -> Spent:
@@ -316,21 +375,26 @@ def medians(spent: list[Spent]) -> dict[str, Any]:
     }
 
 
-def peak_mib() -> float:
-    """The most memory that this process ever held."""
+def peak_mib(device: str) -> float:
+    """The most memory that this process ever held; on a GPU since it was last asked to forget."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / MIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def available_bytes() -> int:
+def available_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     return {
+        **({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -338,7 +402,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
-        "chunk_mib": CHUNK_BYTES / MIB,
+        "chunk_mib": CHUNK_BYTES[device] / MIB,
     }
 
 
@@ -351,9 +415,11 @@ def show(found: dict[str, Any]) -> None:
     for name in ("chunked", "plain"):
         row = loss[name]
         memory = f"{row['peak_mib']:>18,.0f} MiB{row['loss_mib']:>16,.0f} MiB"
-        print(f"{name:10}{memory}{row['seconds']:>8.2f} s{row['cpu_seconds']:>8.2f} s{row['loss']:>14.7f}")
+        print(f"{name:10}{memory}{row['seconds']:>8.3f} s{row['cpu_seconds']:>8.3f} s{row['loss']:>14.7f}")
     ratios = f"{'':22}{loss['memory_ratio']:>18.1f} x{'':10}{loss['cpu_ratio']:>8.2f} x"
     print(f"{'plain is':10}{ratios}{loss['relative_difference']:>8.1e} apart\n")
+    for row in found.get("buffers", []):
+        print(f"a buffer of {row['buffer_mib']:>5} MiB{row['loss_mib']:>10,.0f} MiB{row['seconds'] * 1000:>8.1f} ms")
     size = f"{step['model']['parameters'] / 1e6:.0f} M parameters"
     print(
         f"A step of a Llama of {size}, {step['rows']} rows of {step['tokens_a_row']} tokens, medians of {step['steps']}"

@@ -28,11 +28,15 @@ from kubedistill_trainer.core.batching import MicroBatch
 from kubedistill_trainer.core.signals import LossSum
 from kubedistill_trainer.distiller import MODEL, Distiller
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for something better
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for something better
+
 import deepspeed
+from deepspeed.accelerator import set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -70,8 +74,10 @@ class Place:
 def together(place: Place, rendezvous: Path) -> Iterator[None]:
     """Collectives work inside the block. `rendezvous` is a file that does not exist yet, the same for all ranks."""
     if place.device.type == "cuda":
+        set_accelerator(CUDA_Accelerator())
         torch.cuda.set_device(place.device)
     else:
+        set_accelerator(CPU_Accelerator())  # else it moves everything to a GPU that it finds
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled, for a minute or more
     os.environ["LOCAL_RANK"] = str(place.rank)  # DeepSpeed insists on it, whoever launched it
     backend = "nccl" if place.device.type == "cuda" else "gloo"

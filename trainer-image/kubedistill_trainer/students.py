@@ -69,16 +69,17 @@ def build_student(
     return Student(fitting(prune(model, kept), tokenizer), tokenizer, kept)
 
 
-def start_folder(run: TrainRun, context: StageContext) -> tuple[Path, tuple[int, ...]]:
+def start_folder(run: TrainRun, context: StageContext, dtype: torch.dtype) -> tuple[Path, tuple[int, ...]]:
     """The student before training as a local folder that every rank loads, and the layers that were kept.
+
+    `dtype` is what the ranks load it in: nothing is rounded before. A CPU measures in float32, which is faster there.
 
     Raises what `build_student` raises.
     """
     if run.student.model is not None:
         return fetch_source(run, context), ()
     on_gpu = run.training.gpus_per_node > 0 and torch.cuda.is_available()
-    dtype, device = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
-    student = build_student(run, context, dtype, device)
+    student = build_student(run, context, *((dtype, "cuda") if on_gpu else (torch.float32, "cpu")))
     folder = context.scratch / "start"
     student.model.save_pretrained(folder)
     return folder, student.kept_layers

@@ -23,6 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kubedistill_trainer.core.precision import product_dtype
+
 PACKED = "kubedistill_packed"
 """The name under which transformers knows this attention, once `install()` was called."""
 
@@ -76,8 +78,9 @@ def packed_attention(
             return sdpa_attention_forward(module, *parts, attention_mask, **options)  # type: ignore[no-any-return]
         return _one_row(parts, how, attention_mask).transpose(1, 2), None
     longest = int(options["max_length_q"])
-    if how.softcap is None and query_BATD.is_cuda and query_BATD.dtype in (torch.float16, torch.bfloat16):
-        return _on_gpu(*parts, cu_seq_lens_q, longest, how)[None], None
+    kind = product_dtype(query_BATD)  # torch's own attention obeys autocast, its variable-length kernel does not
+    if how.softcap is None and query_BATD.is_cuda and kind in (torch.float16, torch.bfloat16):
+        return _on_gpu(parts, kind, cu_seq_lens_q, longest, how)[None], None
     lengths = cu_seq_lens_q.diff().tolist()
     rows = zip(*(torch.split(part, lengths, dim=2) for part in parts), strict=True)
     return torch.cat([_one_row(row, how) for row in rows], dim=2).transpose(1, 2), None
@@ -115,8 +118,10 @@ def _band(length: int, window: int | None, device: torch.device) -> Tensor:
     return seen_TT if window is None else seen_TT.triu(1 - window)
 
 
-def _on_gpu(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, how: _Scores) -> Tensor:
-    query_TAD, key_TAD, value_TAD = (part[0].transpose(0, 1) for part in (query, key, value))
+def _on_gpu(
+    parts: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, borders: Tensor, longest: int, how: _Scores
+) -> Tensor:
+    query_TAD, key_TAD, value_TAD = (part[0].transpose(0, 1).to(dtype) for part in parts)
     reach = how.reach(longest)
     mixed_TAD = varlen_attn(
         query_TAD,

@@ -161,4 +161,4 @@ def reading_gpu_hours(shape: ModelShape, tokens: int) -> float:
 
 def _loss_bytes(shape: ModelShape) -> int:
     """The logits of one chunk and the float32 gradient of the head: all that depends on the vocabulary."""
-    return CHUNK_BYTES + 4 * shape.vocabulary * shape.hidden
+    return CHUNK_BYTES["cuda"] + 4 * shape.vocabulary * shape.hidden

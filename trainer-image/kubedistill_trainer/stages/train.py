@@ -74,7 +74,7 @@ def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
             f"{run.training.hyperparameters.max_sequence_length} tokens): raise "
             "training.hyperparameters.maxSequenceLength.",
         )
-    start, kept_layers = start_folder(run, context)
+    start, kept_layers = start_folder(run, context, engine.weights_dtype(run.training))
     tokenizer = fetch_tokenizer(context.workspace, run.prepared, context.scratch)
     checkpoints = Checkpoints(context.workspace, run.folder, context.scratch, run.input_digest)
     newest = _newest(checkpoints, context)
