@@ -29,6 +29,10 @@ OWNED_VLLM_FLAGS = (
 """Flags of vLLM that are written from the spec's own fields, or that would change how the teacher samples."""
 
 
+ANSWERS_OF_A_PART = 4
+"""Answers of the longest kind that the tokens of a minute must hold for each pod."""
+
+
 class ModelRef(Model):
     """A model's weights, tokenizer and configuration, at one revision."""
 
@@ -218,11 +222,15 @@ class Teacher(Model):
     """An engine inside the Generate pods."""
 
     def workers(self, wanted: int, max_tokens: int) -> int:
-        """Pods that can ask at once, of those wanted: each needs a part of an external teacher's limits that one answer
-        fits into, or all together would exceed them.
+        """Pods that can ask at once, of those wanted: each needs a part of an external teacher's limits that a few
+        answers and their prompts fit into, or all together would exceed them, or each would ask once a minute.
         """
         if self.external is None:
             return wanted
         requests, tokens = self.external.requests_per_minute, self.external.tokens_per_minute
-        room = (self.external.max_concurrency, requests or wanted, tokens // max_tokens if tokens else wanted)
+        room = (
+            self.external.max_concurrency,
+            requests or wanted,
+            tokens // (ANSWERS_OF_A_PART * max_tokens) if tokens else wanted,
+        )
         return max(1, min(wanted, *room))

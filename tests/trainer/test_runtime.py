@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from teaching.work import context_of
 
 from kubedistill_api.base import Stage
-from kubedistill_api.results import Success, TrainResult
+from kubedistill_api.exits import Exit
+from kubedistill_api.results import FailedResult, Success, TrainResult
 from kubedistill_api.run import GenerateRun, Run, TrainRun
 from kubedistill_trainer import runtime
 from kubedistill_trainer.runtime import StageContext
@@ -57,3 +59,29 @@ def test_a_stage_removes_the_drafts_that_are_surely_dead(
     mine, other = (sorted(p.name for p in (tmp_path / "workspace" / f).iterdir()) for f in ("mine/deep", "other"))
     assert mine == [f".draft-{name}" for name in left]
     assert other == [".draft-old", ".draft-young"]
+
+
+class Full:
+    """A stage whose disk is full."""
+
+    @staticmethod
+    def run(run: Any, context: StageContext) -> Success:
+        Path("/dev/full").write_bytes(b"more than nothing")
+        raise AssertionError
+
+
+class FullInWords:
+    """The same in safetensors, whose errors have no number."""
+
+    @staticmethod
+    def run(run: Any, context: StageContext) -> Success:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("stage", [Full, FullInWords])
+def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, stage: Any) -> None:
+    place = Workspace.open(f"file://{tmp_path}/workspace")
+    failed = runtime.execute(ALONE, context_of(place, tmp_path / "scratch", 0), stage)
+    assert isinstance(failed, FailedResult)
+    assert (failed.reason, failed.exit_code) == ("DiskFull", Exit.TRANSIENT)
+    assert "ask for ephemeral-storage" in failed.message

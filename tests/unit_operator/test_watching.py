@@ -87,6 +87,15 @@ def test_progress_of_all_workers_is_added_up(kit: Kit) -> None:
     assert step.status.stage("Generate:big").state is StageState.RUNNING
 
 
+def test_a_worker_that_has_ended_takes_no_answers_back(kit: Kit) -> None:
+    job = at(kit, GENERATE)
+    both = [report(GENERATE, 10, ledger=Ledger(accepted=accepted, rejected=1)) for accepted in (9, 20)]
+    first = passed(kit, job, running(kit, GENERATE, *both), 5, teacher(kit))
+    job = job.model_copy(update={"status": first.status})
+    later = passed(kit, job, running(kit, GENERATE, both[1]), 30, teacher(kit))
+    assert later.status.ledger == first.status.ledger == Ledger(accepted=29, rejected=2)
+
+
 def test_progress_is_written_at_most_every_fifteen_seconds(kit: Kit) -> None:
     job = at(kit, TRAIN)
     first = passed(kit, job, running(kit, TRAIN, report(TRAIN, 1)), 0)

@@ -6,6 +6,7 @@ asked before an earlier result is repeated; without it the same input digest is 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -32,6 +33,7 @@ from kubedistill_trainer.store.manifests import FileEntry, Manifest
 from kubedistill_trainer.store.workspace import Workspace
 
 log = logging.getLogger("kubedistill")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 DEAD_AFTER_SECONDS = 24 * 3600
 
 
@@ -206,6 +208,13 @@ def _explain(error: BaseException) -> tuple[Exit, str, str]:
             "The device's memory is full: use smaller batches, shorter sequences or more devices.",
         )
     text = " ".join(str(error).split())[:500]
+    if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in text:  # libraries in Rust have words only
+        return (
+            Exit.TRANSIENT,
+            "DiskFull",
+            f"No space is left for the stage's scratch files ({text}): ask for ephemeral-storage in the resources of "
+            "its stage template, so that its pods go where there is room; on this machine, make room.",
+        )
     return Exit.APPLICATION, "UnexpectedError", f"{type(error).__name__}: {text} (the traceback is in the pod's log)"
 
 

@@ -8,6 +8,7 @@ from kubedistill_api.status import (
     ConditionType,
     Failure,
     FailureClass,
+    Ledger,
     Phase,
     Progress,
     StageState,
@@ -120,13 +121,19 @@ def _words(attempt: SeenJob, queue: str, *, running: bool) -> tuple[str, str]:
 
 
 def _numbers(status: Status, step: Step, attempt: SeenJob) -> Status:
-    """The training's numbers, and the ledger of the teacher that is asked."""
+    """The training's numbers, and the ledger of the teacher that is asked.
+
+    Pods that have ended say no more, so a sum that is smaller than the last one is not told.
+    """
     training = next((report.training for report in attempt.progress if report.training is not None), None)
     if training is not None:
         size = training.micro_batch_size or (status.training.micro_batch_size if status.training else 0)
         status = status.model_copy(update={"training": training.model_copy(update={"micro_batch_size": size})})
     ledgers = [report.ledger for report in attempt.progress if report.ledger is not None]
-    return records.with_ledger(status, step.name, ledger_of(ledgers)) if ledgers else status
+    found, stage = ledger_of(ledgers), status.stage(step.name)
+    before = (stage.ledger if stage else None) or Ledger()
+    grown = found.accepted + found.rejected >= before.accepted + before.rejected
+    return records.with_ledger(status, step.name, found) if ledgers and grown else status
 
 
 def _pending_too_long(world: World, attempt: SeenJob) -> Broken | None:

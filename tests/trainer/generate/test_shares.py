@@ -128,3 +128,10 @@ def test_how_long_a_limit_makes_it_last_is_told_before(few: list[PromptRow], lim
     later = prompt_row("And?", {"role": "assistant", "content": "So."}, {"role": "user", "content": "And then?"})
     (note,) = sharing.check(spec, few, [*few[:3], later])
     assert note == f"Teacher t takes {limit} requests a minute: 50 answers last at least {takes}."
+
+
+def test_how_long_a_limit_of_tokens_may_make_it_last_is_told_before(few: list[PromptRow]) -> None:
+    external = {"url": "https://t.example/v1", "model": "m", "termsAccepted": True, "tokensPerMinute": 1000}
+    spec = a_spec(1, teachers=[{"name": "t", "external": external}], generation={"maxTokens": 500})
+    (note,) = sharing.check(spec, few, [])
+    assert "takes 1000 tokens a minute: 20 answers last 10 minutes if each has 500 tokens" in note

@@ -99,7 +99,7 @@ EXTERNAL = {"url": "http://teacher.example/v1", "model": "m", "termsAccepted": T
         ({}, 8),
         ({"maxConcurrency": 3}, 3),
         ({"requestsPerMinute": 2}, 2),
-        ({"tokensPerMinute": 2500}, 5),
+        ({"tokensPerMinute": 10_500}, 5),
         ({"tokensPerMinute": 500}, 1),
         ({"tokensPerMinute": 10**6, "requestsPerMinute": 10**6}, 8),
     ],
@@ -114,7 +114,7 @@ def test_no_more_pods_ask_than_every_limit_has_room_for(limits: dict[str, int], 
     wanted=st.integers(1, 64),
     concurrency=st.integers(1, 100),
     requests=st.integers(1, 1000),
-    tokens=st.integers(100, 100_000),
+    tokens=st.integers(400, 100_000),
 )
 def test_the_parts_of_all_pods_are_never_more_than_the_whole(
     wanted: int, concurrency: int, requests: int, tokens: int
@@ -123,7 +123,7 @@ def test_the_parts_of_all_pods_are_never_more_than_the_whole(
     workers = Teacher.model_validate({"name": "t", "external": {**EXTERNAL, **limits}}).workers(wanted, max_tokens=100)
     for whole in limits.values():
         assert workers * max(1, whole // workers) <= whole
-    assert tokens // workers >= 100, "one answer fits into each part"
+    assert tokens // workers >= 400, "four answers fit into each part"
 
 
 def test_served_and_batch_teachers_are_asked_by_as_many_as_are_wanted() -> None:

@@ -17,7 +17,9 @@ from kubedistill_trainer.preparation.left_out import LeftOut, Reason
 SHOWN = 3
 """Broken rows that a message names."""
 AT_ONCE = 512
-"""Prompts that are measured together."""
+"""Prompts that are measured together, at most."""
+CHARACTERS_AT_ONCE = 4_000_000
+"""Of those: a tokenizer holds a hundred bytes for each of them, and long documents are not rare."""
 
 
 @dataclass
@@ -87,8 +89,16 @@ def fit(choice: Choice, measured: Callable[[Sequence[Row]], Sequence[int | str]]
 def _each(
     rows: Sequence[Row], measured: Callable[[Sequence[Row]], Sequence[int | str]]
 ) -> Iterator[tuple[Row, int | str]]:
-    for start in range(0, len(rows), AT_ONCE):
-        some = rows[start : start + AT_ONCE]
+    some: list[Row] = []
+    characters = 0
+    for row in rows:
+        size = sum(len(message.content) for message in row.messages)
+        if some and (len(some) == AT_ONCE or characters + size > CHARACTERS_AT_ONCE):
+            yield from zip(some, measured(some), strict=True)
+            some, characters = [], 0
+        some.append(row)
+        characters += size
+    if some:
         yield from zip(some, measured(some), strict=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kubedistill_api.digests import share
+from kubedistill_api.generation import Generation
 from kubedistill_api.job import DistillationJobSpec
 from kubedistill_api.teachers import Teacher
 from kubedistill_trainer.errors import BadData
@@ -31,18 +32,32 @@ def check(spec: DistillationJobSpec, train: Sequence[PromptRow], valid: Sequence
         if len(spec.teachers) > 1:
             compared = f"{len(held_out)} that are held out" if held_out else "none that is held out: it is not compared"
             notes.append(f"Teacher {teacher.name} answers {len(mine)} training prompts and {compared}.")
-        notes += _pace(teacher, [*mine, *held_out], spec.generation.samples_per_prompt)
+        notes += _pace(teacher, [*mine, *held_out], spec.generation)
     return notes
 
 
-def _pace(teacher: Teacher, rows: Sequence[PromptRow], samples: int) -> list[str]:
-    limit = teacher.external.requests_per_minute if teacher.external else None
-    if limit is None:
+def _pace(teacher: Teacher, rows: Sequence[PromptRow], generation: Generation) -> list[str]:
+    if teacher.external is None:
         return []
-    answers = samples * sum(1 + sum(_is_answer(message) for message in row.chat) for row in rows)
-    minutes = answers / limit
-    takes = f"{minutes / 60:.1f} hours" if minutes >= 120 else f"{minutes:.0f} minutes"
-    return [f"Teacher {teacher.name} takes {limit} requests a minute: {answers} answers last at least {takes}."]
+    turns = sum(1 + sum(_is_answer(message) for message in row.chat) for row in rows)
+    answers, longest = generation.samples_per_prompt * turns, generation.max_tokens
+    notes = []
+    if limit := teacher.external.requests_per_minute:
+        takes = _takes(answers / limit)
+        notes.append(
+            f"Teacher {teacher.name} takes {limit} requests a minute: {answers} answers last at least {takes}."
+        )
+    if limit := teacher.external.tokens_per_minute:
+        takes = _takes(answers * longest / limit)
+        notes.append(
+            f"Teacher {teacher.name} takes {limit} tokens a minute: {answers} answers last {takes} if each has "
+            f"{longest} tokens, and as much longer as their prompts are."
+        )
+    return notes
+
+
+def _takes(minutes: float) -> str:
+    return f"{minutes / 60:.1f} hours" if minutes >= 120 else f"{minutes:.0f} minutes"
 
 
 def _is_answer(message: dict[str, object]) -> bool:

@@ -243,8 +243,11 @@ class HttpTeacher:
         """
         tries, deadline = 0, float("inf")
         while True:
+            came = self._clock()
             taken = await self._gate.enter(prompt_tokens + int(body["max_tokens"]))
-            if not tries:  # until here it waited for its turn, not for the server
+            if tries:  # it waited for its turn, not for the server
+                deadline += self._clock() - came
+            else:
                 deadline = self._clock() + self._server.patience_seconds
             words, wait = "", None
             asked = client.build_request("POST", path, json=body)
