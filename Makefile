@@ -65,6 +65,7 @@ check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under tw
 .PHONY: bench
 bench: .venv/.dev ## What the losses cost: memory, time, bytes; 14 GiB of free memory, a quiet machine
 	$(BIN)/python tests/bench/bench_loss.py
+	$(BIN)/python tests/bench/bench_step.py
 
 .PHONY: gpu
 gpu: .venv/.dev ## What a GPU does otherwise, on a machine that has one: about two minutes
