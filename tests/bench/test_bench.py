@@ -35,6 +35,19 @@ def test_the_benchmark_writes_what_it_prints(tmp_path: Path) -> None:
     assert found["machine"]["torch"]
 
 
+def test_a_step_is_measured_beside_those_of_trl(tmp_path: Path) -> None:
+    output = tmp_path / "step.json"
+    command = [sys.executable, SCRIPT.with_name("bench_step.py"), "--steps=1", "--output", output]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(output.read_text())
+    for other in ("gkd", "sft"):
+        ratio = found["ours"]["seconds"] / found[other]["seconds"]
+        assert found[f"{other}_ratios"]["seconds"] == pytest.approx(ratio)
+        assert f"{ratio:.2f}" in done.stdout
+    assert found["gkd_ratios"]["step_mib"] < 1, "GKDTrainer holds the logits of two models"
+
+
 def test_too_little_memory_is_said_before_anything_is_asked_for(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "--tokens=100000000", "--output", tmp_path / "bench.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
