@@ -222,8 +222,8 @@ class Teacher(Model):
     """An engine inside the Generate pods."""
 
     def workers(self, wanted: int, max_tokens: int) -> int:
-        """Pods that can ask at once, of those wanted: each needs a part of an external teacher's limits that a few
-        answers and their prompts fit into, or all together would exceed them, or each would ask once a minute.
+        """Pods that can ask at once, of those wanted: each needs a part of an external teacher's limits that a few of
+        the longest answers fit into, or each would ask once a minute. Prompts are not known here.
         """
         if self.external is None:
             return wanted

@@ -7,7 +7,10 @@ The same student, rows, precision and optimizer, each way in a process of its ow
   is in the process; here it is no larger than the student, which is kind.
 - sft: TRL's SFTTrainer, cross-entropy on the text alone.
 
-Rows are all equally long, so that nobody pays for padding. Prints a table and writes a JSON.
+Rows are all equally long, so that nobody pays for padding. TRL's trainers do more than the step: SFTTrainer counts
+accuracy and entropy on all logits, GKDTrainer empties the allocator's cache. They are measured as they come.
+
+Prints a table and writes a JSON.
 """
 
 from __future__ import annotations
@@ -99,7 +102,7 @@ def student_of(size: Size) -> Any:
 
 
 def figures(spent: list[Spent], before_mib: float, device: str) -> dict[str, Any]:
-    """Medians of the steps after the warm-up, and what memory rose by since the student was there."""
+    """Medians of the steps after the warm-up, and what memory rose by since the student was on the CPU."""
     counted = spent[WARM_UP:]
     return {
         "seconds": statistics.median(each.clock for each in counted),

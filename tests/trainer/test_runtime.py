@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 from teaching.work import context_of
 
@@ -78,7 +79,16 @@ class FullInWords:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-@pytest.mark.parametrize("stage", [Full, FullInWords])
+class FullForTorch:
+    """The same where a checkpoint is written."""
+
+    @staticmethod
+    def run(run: Any, context: StageContext) -> Success:
+        torch.save(torch.zeros(2**20), "/dev/full")
+        raise AssertionError
+
+
+@pytest.mark.parametrize("stage", [Full, FullInWords, FullForTorch])
 def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, stage: Any) -> None:
     place = Workspace.open(f"file://{tmp_path}/workspace")
     failed = runtime.execute(ALONE, context_of(place, tmp_path / "scratch", 0), stage)

@@ -120,7 +120,7 @@ class _Group(Generic[Result]):
             ended = results.keys() | stopped
             open_pipes = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks) if rank not in ended}
             ready = wait(list(open_pipes), timeout=POLL_SECONDS)
-            messages = [(open_pipes[pipe], self._receive(open_pipes[pipe])) for pipe in ready]  # type: ignore[index]
+            messages = [(open_pipes[pipe], self._receive(open_pipes[pipe], told_to_stop)) for pipe in ready]  # type: ignore[index]
             for _, message in messages:
                 if isinstance(message, _Told):
                     hear(message.value)
@@ -143,13 +143,16 @@ class _Group(Generic[Result]):
             process.join()
             pipe.close()
 
-    def _receive(self, rank: int) -> Any:
+    def _receive(self, rank: int, told_to_stop: bool) -> Any:
         process, pipe = self._ranks[rank]
         try:
             return pipe.recv()
         except EOFError:
             process.join()
-            return _died(rank, process.exitcode or 0)
+            code = process.exitcode or 0
+            if told_to_stop and code == -signal.SIGTERM:
+                raise Stopped from None  # it had not begun to listen: no step was taken, and the others wait for it
+            return _died(rank, code)
 
 
 def _died(rank: int, code: int) -> _Failed:

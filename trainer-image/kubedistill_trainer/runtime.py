@@ -34,6 +34,7 @@ from kubedistill_trainer.store.workspace import Workspace
 
 log = logging.getLogger("kubedistill")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A quota is a full disk to those who have it."""
 DEAD_AFTER_SECONDS = 24 * 3600
 
 
@@ -208,7 +209,7 @@ def _explain(error: BaseException) -> tuple[Exit, str, str]:
             "The device's memory is full: use smaller batches, shorter sequences or more devices.",
         )
     text = " ".join(str(error).split())[:500]
-    if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in text:  # libraries in Rust have words only
+    if _is_full(error):
         return (
             Exit.TRANSIENT,
             "DiskFull",
@@ -216,6 +217,20 @@ def _explain(error: BaseException) -> tuple[Exit, str, str]:
             "its stage template, so that its pods go where there is room; on this machine, make room.",
         )
     return Exit.APPLICATION, "UnexpectedError", f"{type(error).__name__}: {text} (the traceback is in the pod's log)"
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk is full, most likely.
+
+    Libraries in Rust have words only, torch's writer hides even those, and ranks hand on words.
+    """
+    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "inline_container.cc", "iostream error")
+    found: BaseException | None = error
+    while found is not None:
+        if getattr(found, "errno", None) in FULL or any(each in str(found) for each in words):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def _leave(context: StageContext, folder: str, failure: FailedResult) -> None:

@@ -72,17 +72,20 @@ def build_student(
 def start_folder(run: TrainRun, context: StageContext, dtype: torch.dtype) -> tuple[Path, tuple[int, ...]]:
     """The student before training as a local folder that every rank loads, and the layers that were kept.
 
-    `dtype` is what the ranks load it in: nothing is rounded before. A CPU measures in float32, which is faster there.
+    `dtype` is what a GPU measures in, and the type of the folder: bfloat16, or float32 where that would round what is
+    trained in float32. A CPU measures in float32, which is faster there.
 
     Raises what `build_student` raises.
     """
     if run.student.model is not None:
         return fetch_source(run, context), ()
     on_gpu = run.training.gpus_per_node > 0 and torch.cuda.is_available()
-    student = build_student(run, context, *((dtype, "cuda") if on_gpu else (torch.float32, "cpu")))
-    folder = context.scratch / "start"
+    student = build_student(run, context, dtype if on_gpu else torch.float32, "cuda" if on_gpu else "cpu")
+    folder, kept = context.scratch / "start", student.kept_layers
     student.model.save_pretrained(folder)
-    return folder, student.kept_layers
+    del student
+    torch.cuda.empty_cache()  # a rank of its own needs what this process would keep
+    return folder, kept
 
 
 def fetch_source(run: TrainRun | EvaluateRun, context: StageContext) -> Path:

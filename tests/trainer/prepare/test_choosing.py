@@ -16,7 +16,7 @@ from kubedistill_api.base import Task
 from kubedistill_api.data import Data
 from kubedistill_trainer.core.rows import Row, parse_row
 from kubedistill_trainer.errors import BadData
-from kubedistill_trainer.preparation.choosing import Choice, choose, fit
+from kubedistill_trainer.preparation.choosing import AT_ONCE, CHARACTERS_AT_ONCE, Choice, choose, fit
 from kubedistill_trainer.preparation.forms import RawRow
 from kubedistill_trainer.preparation.left_out import SHOWN, LeftOut, Reason, left_out
 from kubedistill_trainer.preparation.measuring import Lengths, with_special_tokens
@@ -158,6 +158,20 @@ def test_prompts_that_do_not_fit_and_those_that_the_template_refuses_are_told_ap
     assert out.counts == {Reason.TEMPLATE: 12, Reason.TOO_LONG: 12}
     assert lines[0]["why"] == "it alternates not"
     assert lines[1]["why"] == "its prompt has 99 tokens, and 10 fit"
+
+
+def test_long_prompts_are_measured_in_small_groups(tmp_path: Path) -> None:
+    short = [parse_row(asked(n), place=f"line {n}") for n in range(600)]
+    long = [parse_row({"prompt": "x" * (CHARACTERS_AT_ONCE // 2 - 10)}, place=f"line {n}") for n in range(5)]
+    groups: list[int] = []
+
+    def measured(some: Sequence[Row]) -> list[int | str]:
+        groups.append(len(some))
+        return [1] * len(some)
+
+    with left_out(tmp_path) as (out, _):
+        fit(Choice(train=[*short, *long], valid=short[:1]), measured, 10, out)
+    assert groups == [AT_ONCE, 600 - AT_ONCE + 1, 2, 2, 1]
 
 
 def test_a_template_that_refuses_all_is_quoted(tmp_path: Path, tokenizer: Any) -> None:

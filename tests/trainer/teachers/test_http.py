@@ -94,6 +94,16 @@ def test_a_pause_longer_than_anybody_waits_ends_the_attempt() -> None:
     assert len(provider.times) <= 3
 
 
+def test_a_retry_that_waits_for_its_turn_is_not_given_up() -> None:
+    """Each try waits 2.2 s for its turn, and the server is borne for 2.1 s: pauses between tries are at most 1 s."""
+    with TestTeacher(fault=lambda number, body: (503, {"Retry-After": "0"}) if number < 3 else None) as provider:
+        server = Server(provider.url, "teacher", requests_per_minute=1, patience_seconds=2.1)
+        client, work = HttpTeacher(server, Sampling(), limits=Limits(1, None, minute_seconds=2.2)), questions(1)
+        client.answer(work, threading.Event())
+    assert answered(work) == 1
+    assert len(provider.seen) == 3
+
+
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [

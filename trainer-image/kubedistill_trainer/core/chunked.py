@@ -5,17 +5,16 @@ A loss needs of the student's distribution only the logprobs of K candidates, of
 
     logits -> candidates out, -inf in their place -> exp -> row sums -> loss on [n, K] -> gradient, in the same buffer
 
-The gradient is taken while the chunk's logits are there; nothing is computed twice, and nothing of size V outlives
+The gradient is taken while the chunk's logits are there; no product is computed twice, and nothing of size V outlives
 its chunk but the gradient of the head itself. Taking the candidates out before summing makes the tail a sum over its
-own tokens: exact where log(1 - Q) would cancel. Only counted positions come in; prompts and padding never meet the
-head.
+own tokens (`tails`): exact where log(1 - Q) would cancel. Only counted positions come in; prompts and padding never
+meet the head.
 
 In this module n counts the positions of one chunk, N those of all.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +28,7 @@ from kubedistill_trainer.core.head import Head
 from kubedistill_trainer.core.losses import Loss
 from kubedistill_trainer.core.precision import product_dtype
 from kubedistill_trainer.core.signals import NO_TOKEN, Logprobs, LossSum, Supervision
+from kubedistill_trainer.core.tails import Tail, kernels_for, picked, tail_of
 
 CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 """Size of the logits buffer. Far below, matrix products get thin, and on a GPU the head's gradient is read and written
@@ -65,18 +65,31 @@ def chunked_loss(
     product = product_dtype(hidden_NH)
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
         weight_VH = head.weight_VH.to(product)
-        for rows in _chunks(len(hidden_NH), head, hidden_NH, chunk_bytes):
-            hidden_nH = hidden_NH[rows].to(weight_VH.dtype)
-            projected = _project(hidden_nH, weight_VH, head, supervision[rows])
-            part, slopes = _value_and_slopes(loss, projected.logprobs, supervision[rows])
-            total = total + part
-            if gradients:
-                raw_nV = _gradient_of_projection(projected, slopes, supervision.target_ids_N[rows])
-                gradients.add(rows, raw_nV, hidden_nH, weight_VH)
+        for rows in _chunks(hidden_NH, head, product, chunk_bytes):
+            total = total + _learn(
+                hidden_NH[rows].to(product), weight_VH, head, supervision[rows], loss, gradients, rows
+            )
     if not gradients:
         return total
     value = _WithGradients.apply(total.total, gradients, hidden_NH, head.weight_VH, head.bias_V)  # type: ignore[no-untyped-call]
     return LossSum(value, total.count, total.parts)
+
+
+def _learn(
+    hidden_nH: Tensor,
+    weight_VH: Tensor,
+    head: Head,
+    supervision: Supervision,
+    loss: Loss,
+    gradients: _Gradients,
+    rows: slice,
+) -> LossSum:
+    """The loss of one chunk, and its gradients into `gradients`. Its buffer goes with it, before the next chunk's."""
+    projected = _project(hidden_nH, weight_VH, head, supervision)
+    part, slopes = _value_and_slopes(loss, projected.logprobs, supervision)
+    if gradients:
+        gradients.add(rows, _gradient_of_projection(projected, slopes, supervision), hidden_nH, weight_VH)
+    return part
 
 
 @torch.no_grad()
@@ -86,10 +99,10 @@ def student_view(hidden_NH: Tensor, head: Head, supervision: Supervision, *, chu
     product = product_dtype(hidden_NH)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         weight_VH = head.weight_VH.to(product)
-        views = []
-        for rows in _chunks(len(hidden_NH), head, hidden_NH, chunk_bytes):
-            projected = _project(hidden_NH[rows].to(weight_VH.dtype), weight_VH, head, supervision[rows])
-            views.append(View(projected.logprobs, projected.top_ids_n))  # the rest is of size V, and goes
+        views = [
+            _view(hidden_NH[rows].to(product), weight_VH, head, supervision[rows])
+            for rows in _chunks(hidden_NH, head, product, chunk_bytes)
+        ]
     return View(
         Logprobs(
             torch.cat([view.logprobs.topk_NK for view in views]),
@@ -100,111 +113,53 @@ def student_view(hidden_NH: Tensor, head: Head, supervision: Supervision, *, chu
     )
 
 
+def _view(hidden_nH: Tensor, weight_VH: Tensor, head: Head, supervision: Supervision) -> View:
+    projected = _project(hidden_nH, weight_VH, head, supervision)
+    return View(projected.logprobs, projected.top_ids_n)  # the rest is of size V, and goes
+
+
 class _Projected(NamedTuple):
     """The positions of one chunk in the classes of their supervision, and what the way back needs."""
 
     logprobs: Logprobs
     ids_nK: Tensor
+    is_target_nK: Tensor
+    """Whether a candidate is the token that was written; fillers are not."""
     top_ids_n: Tensor
-    tail: _Tail
+    tail: Tail
     candidate_slopes_nK: Tensor
     """Of the candidates' logits by the products of hidden states and weights."""
+    target_logits_n: Tensor
     target_slopes_n: Tensor
 
 
 def _project(hidden_nH: Tensor, weight_VH: Tensor, head: Head, supervision: Supervision) -> _Projected:
     products_nV = hidden_nH @ weight_VH.T
+    target_ids_n1 = supervision.target_ids_N[:, None]
     ids_nK, absent_nK = supervision.candidates, supervision.candidates == NO_TOKEN
     ids_nK = torch.where(absent_nK, ids_nK[:, :1], ids_nK)  # the first candidate twice: harmless in all that follows
-    topk_nK, candidate_slopes_nK = _picked(products_nV, ids_nK, head)
+    topk_nK, candidate_slopes_nK = picked(products_nV, ids_nK, head)
     topk_nK = topk_nK.masked_fill(absent_nK, -torch.inf)
-    target_n1, target_slopes_n1 = _picked(products_nV, supervision.target_ids_N[:, None], head)
+    target_n1, target_slopes_n1 = picked(products_nV, target_ids_n1, head)
     target_n = target_n1.squeeze(-1)
 
-    kernels = _kernels(products_nV)
-    tail = _Tail(products_nV, ids_nK, head) if kernels is None else _FusedTail(products_nV, ids_nK, head, kernels)
+    tail = tail_of(products_nV, ids_nK, head)
     top_ids_n = tail.top_ids_n
     if ids_nK.shape[-1]:
         best_n, best = topk_nK.max(-1)
         top_ids_n = torch.where(best_n > tail.peak_n, ids_nK.gather(-1, best[:, None]).squeeze(-1), top_ids_n)
     tail_n = tail.finite_n + tail.sum_n.log()
     total_n = torch.logaddexp(topk_nK.logsumexp(-1), tail_n) if ids_nK.shape[-1] else tail_n
-    logprobs = Logprobs(topk_nK - total_n[:, None], tail_n - total_n, target_n - total_n)
-    return _Projected(logprobs, ids_nK, top_ids_n, tail, candidate_slopes_nK, target_slopes_n1.squeeze(-1))
-
-
-def _picked(products_nV: Tensor, ids_nK: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """The logits of some tokens, and their slopes by the products."""
-    bias_nK = None if head.bias_V is None else head.bias_V.detach()[ids_nK]
-    logits_nK, capped_nK = _shaped(_at_least_float32(products_nV.gather(-1, ids_nK)), bias_nK, head)
-    slopes_nK = torch.full_like(logits_nK, head.scale)
-    return logits_nK, slopes_nK if capped_nK is None else slopes_nK * (1.0 - capped_nK.square())
-
-
-def _shaped(products: Tensor, bias: Tensor | None, head: Head) -> tuple[Tensor, Tensor | None]:
-    """Logits of products, in their place, and the tanh of the softcap."""
-    if bias is not None:
-        products += bias
-    if head.scale != 1.0:
-        products *= head.scale
-    if head.softcap is None:
-        return products, None
-    capped = products.div_(head.softcap).tanh_()
-    return capped * head.softcap, capped
-
-
-class _Tail:
-    """The tokens of a chunk that are no candidates: their largest logit, their sum, and the gradient by them."""
-
-    peak_n: Tensor
-    """Their largest logit; -inf where there are none."""
-    top_ids_n: Tensor
-    finite_n: Tensor
-    """The same, or 0 where there are none."""
-    sum_n: Tensor
-    """sum exp(logit - finite)."""
-
-    def __init__(self, products_nV: Tensor, ids_nK: Tensor, head: Head) -> None:
-        self._head = head
-        bias_V = None if head.bias_V is None else head.bias_V.detach()
-        logits_nV, self._capped_nV = _shaped(_at_least_float32(products_nV), bias_V, head)
-        self.peak_n, self.top_ids_n = logits_nV.scatter_(-1, ids_nK, -torch.inf).max(-1)
-        self.finite_n = torch.where(self.peak_n > -torch.inf, self.peak_n, 0.0)
-        self._exp_nV = logits_nV.sub_(self.finite_n[:, None]).exp_()
-        self.sum_n = self._exp_nV.sum(-1)
-
-    def gradient(self, share_n: Tensor) -> Tensor:
-        """share * exp(logit - finite) by the products, [n, V], 0 for candidates. Good for one call."""
-        gradient_nV = self._exp_nV.mul_(share_n[:, None])
-        if self._capped_nV is not None:
-            gradient_nV *= 1.0 - self._capped_nV.square()
-        return gradient_nV if self._head.scale == 1.0 else gradient_nV.mul_(self._head.scale)
-
-
-class _FusedTail(_Tail):
-    """The same on a GPU, in two kernels; nothing of size V is held but the products."""
-
-    def __init__(self, products_nV: Tensor, ids_nK: Tensor, head: Head, kernels: Any) -> None:
-        self._head = head
-        self._kernels = kernels
-        self._products_nV = products_nV.scatter_(-1, ids_nK, -torch.inf)
-        self.peak_n, self.top_ids_n, self.sum_n = kernels.peaks_and_sums(self._products_nV, head)
-        self.finite_n = torch.where(self.peak_n > -torch.inf, self.peak_n, 0.0)
-
-    def gradient(self, share_n: Tensor) -> Tensor:
-        gradient_nV: Tensor = self._kernels.gradient_(self._products_nV, self._head, self.finite_n, share_n)
-        return gradient_nV
-
-
-def _kernels(products_nV: Tensor) -> Any:
-    """The module of kernels, where they can run; None elsewhere: on a CPU, in float64, or without Triton."""
-    if not products_nV.is_cuda and "TRITON_INTERPRET" not in os.environ:
-        return None  # and Triton is not even imported
-    try:
-        from kubedistill_trainer.core import fused
-    except ImportError:
-        return None
-    return fused if fused.usable(products_nV) else None
+    return _Projected(
+        Logprobs(topk_nK - total_n[:, None], tail_n - total_n, target_n - total_n),
+        ids_nK,
+        (ids_nK == target_ids_n1) & ~absent_nK,
+        top_ids_n,
+        tail,
+        candidate_slopes_nK,
+        target_n,
+        target_slopes_n1.squeeze(-1),
+    )
 
 
 def _value_and_slopes(loss: Loss, logprobs: Logprobs, supervision: Supervision) -> tuple[LossSum, tuple[Tensor, ...]]:
@@ -216,22 +171,30 @@ def _value_and_slopes(loss: Loss, logprobs: Logprobs, supervision: Supervision) 
     return LossSum(part.total.detach(), part.count, part.parts), slopes
 
 
-def _gradient_of_projection(projected: _Projected, slopes: tuple[Tensor, ...], target_ids_n: Tensor) -> Tensor:
+def _gradient_of_projection(projected: _Projected, slopes: tuple[Tensor, ...], supervision: Supervision) -> Tensor:
     """dL/d(weight @ hidden), [n, V], written over the projected tail.
 
     With G the sum of all slopes of a position and m the mass of its tail:
     a token of the tail gets (its share of the tail) * (dL/dtail - m G), a candidate dL/dq_k - q_k G, and the written
-    token dL/dtarget on top.
+    token dL/dtarget on top. What cancels is added up before it is rounded to the type of the products.
     """
     by_topk_nK, by_tail_n, by_target_n = slopes
+    tail, ids_nK, is_target_nK = projected.tail, projected.ids_nK, projected.is_target_nK
     total_n = by_topk_nK.sum(-1) + by_tail_n + by_target_n
-    mass_n, norm_n = projected.logprobs.tail_N.detach().exp(), projected.tail.sum_n
-    gradient_nV = projected.tail.gradient(torch.where(norm_n > 0, (by_tail_n - mass_n * total_n) / norm_n, 0.0))
+    mass_n = projected.logprobs.tail_N.detach().exp()
+    share_n = torch.where(tail.sum_n > 0, (by_tail_n - mass_n * total_n) / tail.sum_n, 0.0)
     by_candidate_nK = by_topk_nK - projected.logprobs.topk_NK.detach().exp() * total_n[:, None]
+    by_candidate_nK = torch.where(is_target_nK, by_candidate_nK + by_target_n[:, None], by_candidate_nK)
     by_candidate_nK *= projected.candidate_slopes_nK
-    by_written_n = by_target_n * projected.target_slopes_n
-    gradient_nV.scatter_add_(-1, projected.ids_nK, by_candidate_nK.to(gradient_nV.dtype))
-    return gradient_nV.scatter_add_(-1, target_ids_n[:, None], by_written_n[:, None].to(gradient_nV.dtype))
+    by_tail_token_n = share_n * (projected.target_logits_n - tail.finite_n).exp() + by_target_n
+    by_written_n = torch.where(
+        is_target_nK.any(-1),
+        torch.where(is_target_nK, by_candidate_nK, 0.0).sum(-1),
+        by_tail_token_n * projected.target_slopes_n,
+    )
+    gradient_nV = tail.gradient(share_n)
+    gradient_nV.scatter_add_(-1, ids_nK, by_candidate_nK.to(gradient_nV.dtype))  # to zeros: fillers add nothing
+    return gradient_nV.scatter_(-1, supervision.target_ids_N[:, None], by_written_n[:, None].to(gradient_nV.dtype))
 
 
 @dataclass
@@ -266,7 +229,7 @@ class _Gradients:
             else:
                 self.weight_VH += product_nV.T @ hidden_nH
         if self.bias_V is not None:
-            self.bias_V += raw_nV.sum(0)
+            self.bias_V += raw_nV.sum(0, dtype=self.bias_V.dtype)
 
 
 class _WithGradients(torch.autograd.Function):
@@ -292,10 +255,11 @@ class _WithGradients(torch.autograd.Function):
         return (None, None, *scaled)
 
 
-def _chunks(count: int, head: Head, hidden_NH: Tensor, chunk_bytes: int | None) -> Iterator[slice]:
+def _chunks(hidden_NH: Tensor, head: Head, product: torch.dtype, chunk_bytes: int | None) -> Iterator[slice]:
     """Equal chunks that keep the logits buffer within its size; one empty chunk for no positions at all."""
-    size = CHUNK_BYTES.get(hidden_NH.device.type, CHUNK_BYTES["cpu"]) if chunk_bytes is None else chunk_bytes
-    held = product_dtype(hidden_NH) if hidden_NH.is_cuda else _zero(hidden_NH).dtype
+    count, device = len(hidden_NH), hidden_NH.device
+    size = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) if chunk_bytes is None else chunk_bytes
+    held = product if kernels_for(device, product) is not None else torch.promote_types(product, torch.float32)
     largest = max(1, size // (head.vocabulary * held.itemsize))
     chunks = max(1, -(-count // largest))
     bounds = [count * i // chunks for i in range(chunks + 1)]
@@ -307,10 +271,6 @@ def _check_ids(supervision: Supervision, vocabulary: int) -> None:
     for name, ids in (("target", supervision.target_ids_N), ("candidate", supervision.candidates)):
         if ids.numel() and int(ids.max()) >= vocabulary:
             raise ValueError(f"{name} token {int(ids.max())} is outside the student's vocabulary of {vocabulary}")
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _zero(like: Tensor) -> Tensor:

@@ -160,5 +160,7 @@ def reading_gpu_hours(shape: ModelShape, tokens: int) -> float:
 
 
 def _loss_bytes(shape: ModelShape) -> int:
-    """The logits of one chunk and the float32 gradient of the head: all that depends on the vocabulary."""
-    return CHUNK_BYTES["cuda"] + 4 * shape.vocabulary * shape.hidden
+    """The logits of one chunk, the float32 gradient of the head, and head and gradient once more in half precision: all
+    that depends on the vocabulary.
+    """
+    return CHUNK_BYTES["cuda"] + (4 + 2 + 2) * shape.vocabulary * shape.hidden

@@ -10,7 +10,6 @@ With TRITON_INTERPRET=1 the kernels run on a CPU, slowly: that is how they are t
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -20,14 +19,8 @@ from triton import language as tl
 
 from kubedistill_trainer.core.head import Head
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BLOCK, WARPS = 4096, 8
 """Logits that a program looks at at once, and the warps that share them."""
-
-
-def usable(logits_nV: Tensor) -> bool:
-    """Whether the kernels take these logits: they are on a GPU, in any type but float64."""
-    return (logits_nV.is_cuda or INTERPRETED) and logits_nV.dtype != torch.float64
 
 
 def peaks_and_sums(logits_nV: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +29,7 @@ def peaks_and_sums(logits_nV: Tensor, head: Head) -> tuple[Tensor, Tensor, Tenso
     `logits_nV` are products of hidden states and weights; bias, scale and softcap are applied here, in passing. A row
     of nothing but -inf has -inf, any token, and 0.
     """
-    count, vocabulary = logits_nV.shape
+    count, vocabulary = _shape(logits_nV, head)
     peak_n, sum_n = (torch.empty(count, device=logits_nV.device) for _ in range(2))
     top_ids_n = torch.empty(count, device=logits_nV.device, dtype=torch.int64)
     if count:
@@ -48,11 +41,18 @@ def peaks_and_sums(logits_nV: Tensor, head: Head) -> tuple[Tensor, Tensor, Tenso
 
 def gradient_(logits_nV: Tensor, head: Head, peak_n: Tensor, share_n: Tensor) -> Tensor:
     """share * exp(logit - peak), by the products of hidden states and weights, written over `logits_nV`."""
-    count, vocabulary = logits_nV.shape
+    count, vocabulary = _shape(logits_nV, head)
     if count:
         grid = (count, triton.cdiv(vocabulary, BLOCK))
         _gradient[grid](logits_nV, *_head(head, logits_nV), peak_n, share_n, vocabulary, BLOCK=BLOCK, num_warps=WARPS)
     return logits_nV
+
+
+def _shape(logits_nV: Tensor, head: Head) -> tuple[int, int]:
+    """n and V of logits and bias that lie in memory as the kernels take them."""
+    assert logits_nV.is_contiguous()
+    assert head.bias_V is None or head.bias_V.is_contiguous()
+    return logits_nV.shape[0], logits_nV.shape[1]
 
 
 def _head(head: Head, logits_nV: Tensor) -> tuple[Any, ...]:
@@ -105,7 +105,7 @@ def _peaks_and_sums(  # type: ignore[no-untyped-def]
         best = tl.where(logit > peak, places, best)
         peak = higher
     highest = tl.max(peak, axis=0)
-    scaled = tl.where(peak == float("-inf"), 0.0, total * tl.exp(peak - highest))
+    scaled = tl.where(total == 0.0, 0.0, total * tl.exp(peak - highest))  # 0: nothing but -inf; NaN stays NaN
     tl.store(peak_n + row, highest)
     tl.store(sum_n + row, tl.sum(scaled, axis=0))
     tl.store(top_ids_n + row, tl.min(tl.where(peak == highest, best, vocabulary), axis=0).to(tl.int64))

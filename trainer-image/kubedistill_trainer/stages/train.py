@@ -74,7 +74,8 @@ def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
             f"{run.training.hyperparameters.max_sequence_length} tokens): raise "
             "training.hyperparameters.maxSequenceLength.",
         )
-    start, kept_layers = start_folder(run, context, engine.weights_dtype(run.training))
+    half = engine.weights_dtype(run.training, frozen=run.student.adapter is not None) == torch.bfloat16
+    start, kept_layers = start_folder(run, context, torch.bfloat16 if half else torch.float32)
     tokenizer = fetch_tokenizer(context.workspace, run.prepared, context.scratch)
     checkpoints = Checkpoints(context.workspace, run.folder, context.scratch, run.input_digest)
     newest = _newest(checkpoints, context)

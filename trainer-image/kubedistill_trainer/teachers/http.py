@@ -245,7 +245,7 @@ class HttpTeacher:
         while True:
             came = self._clock()
             taken = await self._gate.enter(prompt_tokens + int(body["max_tokens"]))
-            if tries:  # it waited for its turn, not for the server
+            if tries:  # it waited for its turn, as every request does, or because the server asked all for a pause
                 deadline += self._clock() - came
             else:
                 deadline = self._clock() + self._server.patience_seconds
