@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -216,6 +217,29 @@ def test_nothing_of_size_positions_times_vocabulary_is_ever_allocated(loss, hidd
         torch.autograd.grad(total, leaves)
     assert largest.numel == max(4 * V, V * H)
     assert largest.numel < N * V
+
+
+@pytest.mark.parametrize("what", ["loss", "view"])
+def test_the_logits_of_a_chunk_are_gone_before_the_next(what, hidden, weight, supervision):
+    class Alive(TorchDispatchMode):
+        chunks: list[weakref.ref[Any]] = []
+        most = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.default and result.shape[1] == V:
+                self.chunks.append(weakref.ref(result.untyped_storage()))
+                self.most = max(self.most, sum(chunk() is not None for chunk in self.chunks))
+            return result
+
+    states, head, _ = with_gradients({}, hidden, weight)
+    with Alive() as alive:
+        if what == "loss":
+            chunked_loss(states, head, supervision, LOSSES["mixed"], chunk_bytes=4 * ROW)
+        else:
+            student_view(states, head, supervision, chunk_bytes=4 * ROW)
+    assert len(alive.chunks) == 6
+    assert alive.most == 1
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_states_get_the_same(hidden, weight, supervision):
