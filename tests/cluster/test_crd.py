@@ -105,7 +105,6 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "write Student in evaluation.compareWith",
     ),
     "qlora": ({"student.adapter": {"type": "QLoRA"}}, "QLoRA is not built yet"),
-    "vllm-batch": ({"teachers.0.batch.engine": "VLLM"}, "the in-process vLLM engine is not built yet"),
     "data-uri": ({"data.train.uri": "gs://bucket/x.jsonl"}, "a data URI begins with"),
     "model-uri": ({"student.model.uri": "https://models.example/x"}, "a model's URI begins with"),
     "output-uri": ({"output.uri": "gs://bucket/x"}, "output.uri begins with"),

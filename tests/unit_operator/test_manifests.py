@@ -41,7 +41,7 @@ OVERRIDES = [
 ]
 TWO_TEACHERS = [
     {"name": "served", "model": {"uri": "hf://acme/big"}, "serving": {"replicas": 2, "gpusPerNode": 1}},
-    {"name": "inside", "model": {"uri": "pvc://models/big"}, "batch": {"engine": "Transformers", "gpus": 2}},
+    {"name": "inside", "model": {"uri": "pvc://models/big"}, "batch": {"engine": "VLLM", "gpus": 2}},
 ]
 
 

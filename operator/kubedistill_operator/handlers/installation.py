@@ -16,6 +16,7 @@ _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 _SETTINGS = {
     "TRAINER_IMAGE": "trainer_image",
+    "TRAINER_VLLM_IMAGE": "trainer_vllm_image",
     "VLLM_IMAGE": "vllm_image",
     "IMAGE_PULL_POLICY": "image_pull_policy",
     "STAGE_TTL_SECONDS": "stage_ttl_seconds",
@@ -29,8 +30,9 @@ _SETTINGS = {
 HELP = """\
 KUBEDISTILL_NAMESPACES                 comma-separated namespaces to serve; empty: the whole cluster
 KUBEDISTILL_TRAINER_IMAGE              the image of the stages
+KUBEDISTILL_TRAINER_VLLM_IMAGE         the same with vLLM in it, for teachers with batch.engine: VLLM
 KUBEDISTILL_VLLM_IMAGE                 the image of teachers whose spec names none
-KUBEDISTILL_IMAGE_PULL_POLICY          of both: IfNotPresent, Always or Never
+KUBEDISTILL_IMAGE_PULL_POLICY          of all: IfNotPresent, Always or Never
 KUBEDISTILL_STAGE_TTL_SECONDS          a finished Job, and the teacher it owns, are removed after so long
 KUBEDISTILL_GENERATE_DEADLINE_SECONDS  the longest generation where the spec gives no deadline
 KUBEDISTILL_TRAIN_GRACE_SECONDS        how long a training may take to write its checkpoint when it is stopped

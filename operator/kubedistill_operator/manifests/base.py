@@ -19,6 +19,8 @@ class Defaults:
     """What an installation decides for the children of all its jobs."""
 
     trainer_image: str = "kubedistill/trainer:latest"
+    trainer_vllm_image: str = "kubedistill/trainer-vllm:latest"
+    """The trainer image with vLLM in it."""
     vllm_image: str = "vllm/vllm-openai:latest"
     image_pull_policy: str = "IfNotPresent"
     workspace_uri: str = ""

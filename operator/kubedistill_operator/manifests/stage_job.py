@@ -11,7 +11,7 @@ from kubedistill_api.identity import COMPONENT_LOOK
 from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.placement import TemplateStage
 from kubedistill_api.run import GenerateRun, PrepareRun, Run, TrainRun, looks_only, name_of_job, stage_key
-from kubedistill_api.teachers import Serving, Teacher
+from kubedistill_api.teachers import BatchEngine, Serving, Teacher
 from kubedistill_operator.manifests import pods
 from kubedistill_operator.manifests.base import Defaults, Manifest, labels, metadata, owned_by_job, queue_label
 from kubedistill_operator.manifests.run_file import KEY
@@ -131,7 +131,7 @@ def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[
     claimed, claim_mounts = pods.claim_volumes(claims(job, defaults, output_writable=writes_output))
     container = {
         "name": CONTAINER,
-        "image": defaults.trainer_image,
+        "image": _image(run, defaults),
         "imagePullPolicy": defaults.image_pull_policy,
         "args": [run.stage.lower()],
         "env": pods.environment_list(pods.HOME, template, _api_keys(run)),
@@ -152,6 +152,13 @@ def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": grace,
     }
+
+
+def _image(run: Run, defaults: Defaults) -> str:
+    """The trainer's; with vLLM in it where the pods hold a teacher in vLLM. A look asks no teacher."""
+    batch = run.teacher.batch if isinstance(run, GenerateRun) and not run.look_only else None
+    holds_vllm = batch is not None and batch.engine is BatchEngine.VLLM
+    return defaults.trainer_vllm_image if holds_vllm else defaults.trainer_image
 
 
 def _api_keys(run: Run) -> list[dict[str, Any]]:

@@ -76,6 +76,21 @@ def tried(tmp_path: Path, tiny_folder: Path) -> Callable[..., Success | FailedRe
     return run
 
 
+HEADS = {
+    "served": {"serving": {"gpusPerNode": 4, "parallelism": {"tensor": 4}}},
+    "in-process": {"batch": {"engine": "VLLM", "gpus": 4}},
+}
+
+
+@pytest.mark.parametrize("way", HEADS.values(), ids=HEADS)
+def test_heads_that_gpus_cannot_share_are_refused_before_any_gpu_is_asked_for(
+    tried: Callable[..., Any], tiny_folder: Path, way: dict[str, Any]
+) -> None:
+    result = tried(teachers=[{"name": "t", "model": {"uri": f"file://{tiny_folder}"}, **way}])
+    assert (result.exit_code, result.reason) == (64, "HeadsIndivisible")
+    assert result.message.endswith("write a number that divides them, such as 3.")
+
+
 def test_sound_data_are_split_and_laid_out(tried: Callable[..., Any], tmp_path: Path) -> None:
     result = tried()
     assert isinstance(result, PrepareResult)

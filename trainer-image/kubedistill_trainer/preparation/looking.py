@@ -10,7 +10,7 @@ from typing import Any
 from kubedistill_api import uris
 from kubedistill_api.job import DistillationJobSpec
 from kubedistill_api.status import ResolvedModel
-from kubedistill_api.teachers import ModelRef
+from kubedistill_api.teachers import BatchEngine, ModelRef
 from kubedistill_trainer.core.estimates import ModelShape
 from kubedistill_trainer.core.inside import attention_projections
 from kubedistill_trainer.errors import BadConfiguration, NotFound
@@ -145,6 +145,27 @@ def check_attentions(student: Look, teachers: dict[str, Look]) -> None:
                 "AttentionUnsupported",
                 f"Attentions cannot be compared, {error} ({one.ref.uri}): leave training.objective.attention out.",
             ) from error
+
+
+def check_heads(spec: DistillationJobSpec, teachers: dict[str, Look]) -> None:
+    """vLLM shares the attention heads of every layer evenly among the GPUs of one copy of the model.
+
+    Raises:
+        BadConfiguration: they cannot be shared so.
+    """
+    for name, look in teachers.items():
+        serving, batch = spec.teacher(name).serving, spec.teacher(name).batch
+        field, gpus = "serving.parallelism.tensor", serving.parallelism.tensor if serving else 1
+        if batch is not None and batch.engine is BatchEngine.VLLM:
+            field, gpus = "batch.gpus", max(1, batch.gpus)
+        heads = getattr(look.config.get_text_config(), "num_attention_heads", 0)
+        if heads and heads % gpus:
+            most = max(number for number in range(1, gpus) if heads % number == 0)
+            raise BadConfiguration(
+                "HeadsIndivisible",
+                f"{field} is {gpus}, but the {heads} attention heads of {look.ref.uri} cannot be shared evenly among "
+                f"{gpus} GPUs: write a number that divides them, such as {most}.",
+            )
 
 
 def same_tokens(one: Look, other: Look) -> bool:

@@ -43,7 +43,7 @@ from kubedistill_trainer.store.shards import (
     read_shard,
     shard_path,
 )
-from kubedistill_trainer.teachers.opening import open_teacher
+from kubedistill_trainer.teachers.opening import check_engine, open_teacher
 from kubedistill_trainer.teachers.protocol import Sampling
 
 _Key: TypeAlias = tuple[Split, int]
@@ -188,6 +188,7 @@ def _tools(run: GenerateRun, context: StageContext) -> _Tools:
     maker = ShardMaker(meta, assembler, run.max_sequence_length, run.generation.filters.deduplicate)
     model = None
     if spec.batch is not None and spec.model is not None:
+        check_engine(spec.batch)
         context.progress.update(message="loading the teacher")
         model = fetch_pinned(spec.model, f"teacher:{spec.name}", run.prepared, context)
     return _Tools(maker, own, model)

@@ -91,6 +91,7 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
     notes = train.notes + (valid.notes if valid else []) + looking.settle_templates(spec, student, teachers)
     if spec.generation.signal is Signal.TOP_K:
         looking.check_tokens(student, teachers)
+    looking.check_heads(spec, teachers)
     if spec.training.objective.attention is not None:
         looking.check_attentions(student, teachers)
     trainable.check_student(student, spec.training.hyperparameters)

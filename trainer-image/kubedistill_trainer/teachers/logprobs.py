@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kubedistill_trainer.core.signals import tail_logprob
 from kubedistill_trainer.store.shards import NO_LOGPROB, Signal
@@ -35,6 +36,32 @@ def signal_of(rows: Sequence[Mapping[int, float]], written_N: Sequence[float], k
         tail_N[position] = tail_logprob([logprob for _, logprob in best])
         target_N[position] = max(written, NO_LOGPROB)
     return Signal(ids_NK, logprobs_NK, tail_N, target_N)
+
+
+def signal_of_flat(token_ids: Sequence[int], logprobs: Sequence[float], written_N: Sequence[int], k: int) -> Signal:
+    """Stored form of the flat logprobs that vLLM gives in process: K + 1 for each of N positions, in one list.
+
+    The written token comes first, whether or not it is among the K likeliest, which follow from the likeliest down.
+
+    Raises:
+        ValueError: these are not the scores of these tokens.
+    """
+    count = len(written_N)
+    ids: npt.NDArray[np.int32] = np.asarray(token_ids, dtype=np.int32)
+    if len(ids) != count * (k + 1) or len(logprobs) != len(ids):
+        raise ValueError(f"{len(ids)} scores for {count} tokens: {k + 1} for each are expected")
+    ids_NK1 = ids.reshape(count, k + 1)
+    if ids_NK1[:, 0].tolist() != list(written_N):
+        raise ValueError("the scores belong to other tokens than those that were written")
+    logprobs_NK1 = np.maximum(np.asarray(logprobs, dtype=np.float64).reshape(count, k + 1), NO_LOGPROB)
+    left_N = 1.0 - np.exp(logprobs_NK1[:, 1:]).sum(-1)
+    tail_N = np.log(np.maximum(left_N, np.exp(NO_LOGPROB)))  # as `tail_logprob`
+    return Signal(
+        np.ascontiguousarray(ids_NK1[:, 1:]),
+        logprobs_NK1[:, 1:].astype(np.float16),
+        tail_N.astype(np.float32),
+        logprobs_NK1[:, 0].astype(np.float32),
+    )
 
 
 def token_id(tokenizer: Any, text: str, octets: Sequence[int] | None) -> int | None:

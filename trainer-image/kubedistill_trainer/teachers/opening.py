@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kubedistill_api.run import Endpoint, GenerateRun
+from kubedistill_api.teachers import Batch, BatchEngine
 from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.models import end_ids, load_tokenizer
 from kubedistill_trainer.teachers.http import HttpTeacher
@@ -25,22 +26,44 @@ class Opened:
     ends: tuple[int, ...]
 
 
+def check_engine(batch: Batch) -> None:
+    """Look whether a batch engine is here, before its model is fetched.
+
+    Raises:
+        BadConfiguration: it is not.
+    """
+    if batch.engine is BatchEngine.VLLM:
+        from kubedistill_trainer.teachers.vllm import check_vllm
+
+        check_vllm()
+
+
 def open_teacher(run: GenerateRun, sampling: Sampling, tokenizer: Path | None, model: Path | None) -> Opened:
     """The teacher of a run: a batch engine with the model at `model`, or a client of the run's endpoint.
 
     Raises:
-        BadConfiguration: there is neither an engine nor an endpoint.
+        BadConfiguration: there is neither an engine nor an endpoint, or the engine does not take the model.
+        DeviceOutOfMemory: the model does not fit.
         NotFound: the model cannot be loaded.
     """
     spec = run.teacher
     if spec.batch is not None and model is not None:
-        from kubedistill_trainer.teachers.transformers import TransformersTeacher
-
-        opened = TransformersTeacher.load(model, spec.batch.precision, sampling, spec.batch.batch_size)
-        return Opened(opened, tuple(opened.ends))
+        return _in_process(spec.batch, sampling, model)
     tokens: Any = load_tokenizer(tokenizer) if tokenizer is not None else None
     ends = tuple(end_ids(tokens, tokenizer)) if tokens is not None else ()
     return Opened(HttpTeacher(server_of(run), sampling, tokens, ends), ends)
+
+
+def _in_process(batch: Batch, sampling: Sampling, model: Path) -> Opened:
+    if batch.engine is BatchEngine.VLLM:
+        from kubedistill_trainer.teachers.vllm import VllmTeacher
+
+        engine = VllmTeacher.load(model, batch, sampling)
+        return Opened(engine, engine.ends)
+    from kubedistill_trainer.teachers.transformers import TransformersTeacher
+
+    opened = TransformersTeacher.load(model, batch.precision, sampling, batch.batch_size)
+    return Opened(opened, opened.ends)
 
 
 def server_of(run: GenerateRun) -> Server:

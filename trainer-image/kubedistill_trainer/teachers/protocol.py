@@ -1,4 +1,4 @@
-"""What a teacher is asked and what comes back. Two kinds of teacher speak it: HTTP servers and an engine in process.
+"""What a teacher is asked and what comes back. Two kinds of teacher speak it: HTTP servers and engines in process.
 
 A teacher pulls requests from `Work` as fast as it can answer and gives every outcome back at once, in any order. It
 knows nothing of shards, files or filters.

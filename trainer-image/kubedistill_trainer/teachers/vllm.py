@@ -1,0 +1,219 @@
+"""A teacher inside this process: vLLM's engine, stepped here, without a server.
+
+Requests join at every step, so no answer waits for another. The scores of a token come with it, from the very logits
+it was drawn from: there is no second request, and no JSON between. vLLM is imported by this module alone.
+
+The engine's core runs in this process too (VLLM_ENABLE_V1_MULTIPROCESSING=0): what it raises says why it cannot run.
+From a core in a process of its own comes only "initialization failed". The ranks of several GPUs are still processes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kubedistill_api.teachers import Batch
+from kubedistill_trainer.errors import BadConfiguration, DeviceOutOfMemory, NotFound, StageError
+from kubedistill_trainer.models import end_ids, load_tokenizer
+from kubedistill_trainer.teachers.logprobs import signal_of_flat
+from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+"""Where the pod's environment does not say otherwise."""
+
+CPU_CACHE_BYTES = 2 * 2**30
+"""Keys and values on a CPU. vLLM's own default is a share of the whole machine's memory, whatever the pod may have.
+VLLM_CPU_KVCACHE_SPACE, in GiB, wins."""
+
+DTYPES = {"BF16": "bfloat16", "FP16": "float16", "FP32": "float32"}
+
+FULL = ("out of memory", "no available memory", "cannot auto-fit", "less than desired", "larger than the available kv")
+"""What vLLM says in many words where the weights or one sequence do not fit."""
+
+
+class VllmTeacher:
+    """See the module. `batch_size` answers are under way at once."""
+
+    def __init__(self, engine: Any, tokenizer: Any, ends: Sequence[int], sampling: Sampling, batch_size: int) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self.ends = tuple(ends)
+        self._sampling = sampling
+        self._batch_size = batch_size
+        self._context = int(engine.model_config.max_model_len)
+
+    @staticmethod
+    def load(path: Path, batch: Batch, sampling: Sampling) -> VllmTeacher:
+        """Load a model's folder onto `batch.gpus` GPUs, which share each layer; 0: a vLLM built for CPUs.
+
+        Raises:
+            BadConfiguration: there is no vLLM, it is built for other devices, or it does not take this model.
+            DeviceOutOfMemory: the weights, or one sequence beside them, do not fit.
+            NotFound: the folder holds no weights that can be read.
+        """
+        check_vllm()
+        from vllm import EngineArgs, LLMEngine
+        from vllm.usage.usage_lib import UsageContext
+
+        _check_devices(batch.gpus)
+        tokenizer = load_tokenizer(path)
+        try:
+            arguments = EngineArgs(**engine_arguments(path, batch, sampling))
+            engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        except Exception as error:
+            failure = failure_of(error, batch)
+            if failure is None:
+                raise
+            raise failure from error
+        return VllmTeacher(engine, tokenizer, end_ids(tokenizer, path), sampling, batch.batch_size)
+
+    def answer(self, work: Work, stopping: threading.Event) -> None:
+        """See `protocol.Teacher`."""
+        under_way: dict[str, Request] = {}
+        try:
+            while not stopping.is_set():
+                self._refill(work, under_way)
+                if not under_way:
+                    return
+                for output in self._engine.step():
+                    if output.finished:
+                        work.give(under_way.pop(output.request_id), self._outcome(output.outputs[0]))
+        finally:
+            self._engine.abort_request(list(under_way))
+
+    def close(self) -> None:
+        self._engine.engine_core.shutdown()
+
+    def _refill(self, work: Work, under_way: dict[str, Request]) -> None:
+        """Let new requests join. A prompt that leaves no room for an answer is given back at once."""
+        while len(under_way) < self._batch_size and (requests := work.take(self._batch_size - len(under_way))):
+            for request in requests:
+                prompt = encode(self._tokenizer, request)
+                room = min(self._sampling.max_tokens, self._context - len(prompt))
+                if room < 1:
+                    reason = f"the prompt has {len(prompt)} tokens, the teacher takes {self._context}"
+                    work.give(request, Failed(reason))
+                    continue
+                self._engine.add_request(
+                    request.key, {"type": "token", "prompt_token_ids": prompt}, self._parameters(request, room)
+                )
+                under_way[request.key] = request
+
+    def _parameters(self, request: Request, room: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            seed=request.seed % 2**31,
+            max_tokens=room,
+            stop_token_ids=list(self.ends),
+            logprobs=self._sampling.k or None,
+            flat_logprobs=self._sampling.k > 0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _outcome(self, output: Any) -> Outcome:
+        """One finished `CompletionOutput`."""
+        if output.finish_reason not in ("stop", "length"):
+            return Failed(f"vLLM ended the answer: {output.finish_reason}")
+        tokens, complete = list(output.token_ids), output.finish_reason == "stop"
+        scores, k = output.logprobs, self._sampling.k
+        return Answered(
+            text=self._tokenizer.decode(tokens[:-1] if complete else tokens, skip_special_tokens=True),
+            complete=complete,
+            token_ids=tuple(tokens),
+            signal=signal_of_flat(scores.token_ids, scores.logprobs, tokens, k) if k else None,
+            tokens=len(tokens),
+        )
+
+
+def check_vllm() -> None:
+    """Make vLLM ready to be imported.
+
+    Raises:
+        BadConfiguration: it is not here.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm  # noqa: F401 - whether it can be imported is the question
+    except ImportError as error:
+        raise BadConfiguration(
+            "VllmMissing",
+            f"batch.engine: VLLM needs vLLM beside the trainer ({error}): on a cluster an image built by "
+            "trainer-image/vllm.Dockerfile, named in the chart's trainerVllm.image; here a vLLM in the same Python.",
+        ) from error
+
+
+def engine_arguments(path: Path, batch: Batch, sampling: Sampling) -> dict[str, Any]:
+    """vLLM's `EngineArgs` for a teacher."""
+    arguments: dict[str, Any] = {
+        "model": str(path),
+        "dtype": DTYPES[batch.precision],
+        "tensor_parallel_size": max(1, batch.gpus),
+        "max_num_seqs": batch.batch_size,
+        # What the model allows, or as much of it as the device's memory holds.
+        "max_model_len": -1,
+        "max_logprobs": max(1, sampling.k),
+        # Temperature 1, before top-p: what the losses are defined on.
+        "logprobs_mode": "raw_logprobs",
+        # Else the model's generation_config.json adds a top-k, min-p or repetition penalty that the spec does not name,
+        # and the sampled tail is biased.
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if batch.gpus == 0:
+        # To compile takes minutes there. And a prompt that is read in parts ends the engine of a seeded request: "CPU
+        # Generator does not use offset".
+        arguments |= {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
+    return arguments
+
+
+def failure_of(error: Exception, batch: Batch) -> StageError | None:
+    """What to say of an engine that did not start; None: nothing better than the error itself."""
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    if type(error).__name__ == "OutOfMemoryError" or any(words in str(error).lower() for words in FULL):
+        where = f"{batch.gpus} GPUs" if batch.gpus > 1 else "the GPU" if batch.gpus else "the memory"
+        more = "batch.gpus" if batch.gpus else "the memory of stage Generate"
+        return DeviceOutOfMemory(
+            "DeviceOutOfMemory", f"The teacher does not fit {where}: raise {more}, or use a smaller precision ({text})."
+        )
+    if isinstance(error, OSError) or "any model weights" in text:
+        return NotFound("ModelUnreadable", f"vLLM cannot read the teacher: {text}.")
+    if isinstance(error, ValueError | NotImplementedError):
+        return BadConfiguration(
+            "TeacherUnsupported", f"vLLM does not take this teacher: write engine: Transformers, or change it ({text})."
+        )
+    return None
+
+
+def _check_devices(gpus: int) -> None:
+    """Refuse a vLLM that is built for other devices than the spec asks for, or that sees fewer of them."""
+    import torch
+    from vllm.platforms import current_platform
+
+    if gpus == 0 and not current_platform.is_cpu():
+        raise BadConfiguration(
+            "DevicesDiffer", "batch.gpus is 0, but this vLLM is not built for CPUs: write gpus: 1, or more."
+        )
+    if gpus > 0 and current_platform.is_cpu():
+        raise BadConfiguration(
+            "DevicesDiffer",
+            f"batch.gpus is {gpus}, but this vLLM is built for CPUs: write gpus: 0, or change the image.",
+        )
+    if gpus > torch.cuda.device_count():
+        raise BadConfiguration(
+            "DevicesDiffer", f"batch.gpus is {gpus}, but {torch.cuda.device_count()} are seen here: write that many."
+        )
