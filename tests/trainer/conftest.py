@@ -54,6 +54,34 @@ def tiny_model() -> Any:
 
 
 @pytest.fixture(scope="session")
+def broad_model(tiny_tokenizer: Any) -> Any:
+    """As the tiny one, for vLLM: on CPUs its kernels begin at a head size of 32. No logits beyond the tokenizer's."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        eos_token_id=0,
+        bos_token_id=1,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def broad_folder(broad_model: Any, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It in a folder."""
+    folder = tmp_path_factory.mktemp("broad")
+    broad_model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tiny_model: Any, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a folder that loads like any other."""
     folder = tmp_path_factory.mktemp("tiny-model")

@@ -1,0 +1,147 @@
+"""A teacher in vLLM: what it is told, what it says of its failures, and that its scores are those of the model."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from teaching.in_vllm import ask
+
+from kubedistill_api.exits import Exit
+from kubedistill_api.teachers import Batch
+from kubedistill_trainer.core.signals import top_k
+from kubedistill_trainer.teachers.protocol import Answered, Failed, ListOfWork, Outcome, Request, Sampling, encode
+from kubedistill_trainer.teachers.transformers import TransformersTeacher
+from kubedistill_trainer.teachers.vllm import engine_arguments, failure_of
+
+K, LIMIT = 8, 40
+GREEDY = Sampling(temperature=0, max_tokens=LIMIT, k=K)
+DRAWN = Sampling(temperature=0.7, top_p=0.9, max_tokens=LIMIT, k=K)
+TEXT = Sampling(temperature=0, max_tokens=LIMIT)
+ROUNDED = 0.02
+"""Half precision of the store at a logprob of -20."""
+
+
+def batch(**more: Any) -> Batch:
+    return Batch.model_validate({"engine": "VLLM", **more})
+
+
+def test_the_engine_is_told_what_the_spec_says() -> None:
+    told = engine_arguments(Path("/m"), batch(gpus=4, batchSize=256, precision="FP16"), Sampling(k=32))
+    assert (told["tensor_parallel_size"], told["max_num_seqs"], told["dtype"]) == (4, 256, "float16")
+    assert (told["max_logprobs"], told["logprobs_mode"], told["generation_config"]) == (32, "raw_logprobs", "vllm")
+    assert "enforce_eager" not in told
+
+
+def test_without_a_gpu_no_prompt_is_read_in_parts() -> None:
+    told = engine_arguments(Path("/m"), batch(gpus=0), Sampling())
+    assert told["tensor_parallel_size"] == 1
+    assert told["enable_chunked_prefill"] is False
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+FAILURES: dict[str, tuple[Exception, int, Exit, str]] = {
+    "weights": (OutOfMemoryError("CUDA out of memory. Tried to"), 1, Exit.DEVICE_OUT_OF_MEMORY, "raise batch.gpus"),
+    "of-a-rank": (RuntimeError("worker died: CUDA out of memory"), 8, Exit.DEVICE_OUT_OF_MEMORY, "does not fit 8 GPUs"),
+    "cache": (
+        ValueError("No available memory for the cache blocks."),
+        1,
+        Exit.DEVICE_OUT_OF_MEMORY,
+        "raise batch.gpus",
+    ),
+    "of-a-cpu": (ValueError("less than requested: Cannot auto-fit"), 0, Exit.DEVICE_OUT_OF_MEMORY, "stage Generate"),
+    "weights-missing": (RuntimeError("Cannot find any model weights with `/m`"), 1, Exit.NOT_FOUND, "cannot read"),
+    "config-missing": (OSError("/m has no config.json"), 1, Exit.NOT_FOUND, "cannot read"),
+    "architecture": (ValueError("['X'] are not supported"), 1, Exit.BAD_CONFIGURATION, "write engine: Transformers"),
+}
+
+
+@pytest.mark.parametrize(("error", "gpus", "code", "words"), FAILURES.values(), ids=FAILURES)
+def test_an_engine_that_does_not_start_says_what_to_write(error: Exception, gpus: int, code: Exit, words: str) -> None:
+    failure = failure_of(error, batch(gpus=gpus))
+    assert failure is not None
+    assert failure.exit_code == code
+    assert words in failure.message
+
+
+def test_a_failure_that_nobody_foresaw_is_told_as_it_is() -> None:
+    assert failure_of(RuntimeError("the driver is too old"), batch()) is None
+
+
+# With a real vLLM
+
+
+@pytest.fixture(scope="module")
+def requests(tiny_tokenizer: Any) -> list[Request]:
+    texts = ["Hi", "Why is the sky blue?", "a" * 60, "Name three rivers.", "?", "How?" * 200]
+    return [Request(str(i), 0, 0, [{"role": "user", "content": text}], seed=2**40 + i) for i, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def answered(
+    broad_folder: Path, requests: list[Request], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Outcome]]:
+    """Outcomes of `GREEDY`, `DRAWN` twice and `TEXT`."""
+    out = tmp_path_factory.mktemp("vllm") / "outcomes"
+    return ask(broad_folder, out, [GREEDY, DRAWN, DRAWN, TEXT], requests)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_greedy_answers_are_those_of_the_other_engine(
+    answered: list[dict[str, Outcome]], broad_model: Any, tiny_tokenizer: Any, requests: list[Request]
+) -> None:
+    work = ListOfWork(list(requests))
+    TransformersTeacher(broad_model, tiny_tokenizer, [0], GREEDY, 3).answer(work, threading.Event())
+    for key, theirs in work.outcomes.items():
+        ours, text = answered[0][key], answered[3][key]
+        if isinstance(theirs, Failed):
+            assert ours == text == theirs  # the prompt that is too long, in the same words
+            continue
+        assert isinstance(ours, Answered)
+        assert isinstance(text, Answered)
+        assert (ours.text, ours.token_ids, ours.complete) == (theirs.text, theirs.token_ids, theirs.complete)
+        assert (text.text, text.token_ids, text.signal) == (theirs.text, theirs.token_ids, None)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [0, 1], ids=["greedy", "drawn, at another temperature and cut"])
+def test_the_scores_are_those_of_the_model_at_temperature_one(
+    answered: list[dict[str, Outcome]], broad_model: Any, tiny_tokenizer: Any, requests: list[Request], way: int
+) -> None:
+    compared = 0
+    for request in requests:
+        outcome = answered[way][request.key]
+        if not isinstance(outcome, Answered):
+            continue
+        assert outcome.token_ids is not None
+        assert outcome.signal is not None
+        prompt, answer_N = encode(tiny_tokenizer, request), torch.tensor(outcome.token_ids)
+        with torch.no_grad():
+            logits_NV = broad_model(torch.tensor([[*prompt, *outcome.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        truth = top_k(logits_NV, answer_N, K)
+        stored_NK = outcome.signal.topk_logprobs_NK.astype(np.float32)
+        np.testing.assert_allclose(stored_NK, truth.logprobs_NK.numpy(), atol=ROUNDED)
+        np.testing.assert_allclose(outcome.signal.tail_logprob_N, truth.tail_N.numpy(), atol=5 * ROUNDED)
+        np.testing.assert_allclose(outcome.signal.target_logprob_N, truth.target_N.numpy(), atol=1e-3)
+        compared += len(answer_N)
+    assert compared > LIMIT
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_the_same_seeds_draw_the_same_answers(answered: list[dict[str, Outcome]]) -> None:
+    first, second = (
+        {key: outcome.token_ids for key, outcome in each.items() if isinstance(outcome, Answered)}
+        for each in answered[1:3]
+    )
+    assert first == second
+    assert first != {key: outcome.token_ids for key, outcome in answered[0].items() if isinstance(outcome, Answered)}
