@@ -78,16 +78,14 @@ class VllmTeacher:
     def answer(self, work: Work, stopping: threading.Event) -> None:
         """See `protocol.Teacher`."""
         under_way: dict[str, Request] = {}
-        try:
-            while not stopping.is_set():
-                self._refill(work, under_way)
-                if not under_way:
-                    return
-                for output in self._engine.step():
-                    if output.finished:
-                        work.give(under_way.pop(output.request_id), self._outcome(output.outputs[0]))
-        finally:
-            self._engine.abort_request(list(under_way))
+        while not stopping.is_set():
+            self._refill(work, under_way)
+            if not under_way:
+                return
+            for output in self._engine.step():
+                if output.finished:
+                    work.give(under_way.pop(output.request_id), self._outcome(output.outputs[0]))
+        self._engine.abort_request(list(under_way))
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()
