@@ -73,9 +73,9 @@ def recipes() -> dict[str, Narrow]:
         ),
         "vllm-cpu": Narrow(
             VLLM_CPU,
-            ROOT / "tests/cluster/images/vllm-cpu.Dockerfile",
+            ROOT / "trainer-image/vllm.Dockerfile",
             ROOT,
-            {"BASE": TRAINER},
+            {"BASE": TRAINER, "LOCK": "vllm-cpu"},
             # Of the trainer image it shares the libraries, which these files shape; our code there may be older.
             (
                 "requirements/uv.txt",
