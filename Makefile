@@ -66,6 +66,8 @@ check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under tw
 bench: .venv/.dev ## What the losses cost: memory, time, bytes; 14 GiB of free memory, a quiet machine
 	$(BIN)/python tests/bench/bench_loss.py
 	$(BIN)/python tests/bench/bench_step.py
+	$(BIN)/python examples/models/fetch_smollm2.py
+	$(BIN)/python tests/bench/bench_generate.py
 
 .PHONY: gpu
 gpu: .venv/.dev ## What a GPU does otherwise, on a machine that has one: about two minutes

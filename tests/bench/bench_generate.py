@@ -42,6 +42,14 @@ PROMPTS = REPOSITORY / "examples" / "data" / "support-train.jsonl"
 K = 32
 TURNS = 3
 START_SECONDS = 600
+BENCH_SERVE = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+"""`vllm bench serve`. The command itself wants the metadata of a package named vllm; the build for CPUs has another."""
 FLAGS = ["--dtype=float32", "--enforce-eager", "--max-model-len=1024", "--generation-config=vllm"]
 
 
@@ -175,7 +183,7 @@ def vllms_own(asked: argparse.Namespace, url: str, folder: Path) -> float:
             text = tokenizer.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False)
             file.write(json.dumps({"prompt": text}) + "\n")
     result = folder / "result.json"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend=openai"]
+    command = [sys.executable, "-c", BENCH_SERVE, "--backend=openai"]
     command += [f"--base-url={url}", "--model=teacher", f"--tokenizer={asked.model}", "--dataset-name=custom"]
     command += [f"--dataset-path={data}", f"--custom-output-len={asked.tokens}", "--skip-chat-template"]
     command += [f"--num-prompts={asked.rows}", f"--max-concurrency={asked.concurrency}", "--temperature=0"]
