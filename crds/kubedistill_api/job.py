@@ -92,6 +92,22 @@ class DistillationJobSpec(Model):
             field="training.objective",
         ),
         Rule(
+            cel="!(has(self.training.objective.hiddenStates) || has(self.training.objective.attention)) || "
+            "!has(self.student.adapter) || self.student.adapter.type != 'QLoRA'",
+            message="hiddenStates and attention compare the student's inside more finely than four bits hold it: write "
+            "student.adapter.type: LoRA, or leave them out",
+            holds=lambda spec: not spec.training.objective.looks_inside or not spec.student.in_four_bits,
+            field="training.objective",
+        ),
+        Rule(
+            cel="self.training.deepspeed.zeroStage != 3 || !has(self.student.adapter) || "
+            "self.student.adapter.type != 'QLoRA'",
+            message="weights in four bits (QLoRA) stay whole on every device, and zeroStage: 3 would spread them: "
+            "write training.deepspeed.zeroStage: 0, 1 or 2, or student.adapter.type: LoRA",
+            holds=lambda spec: spec.training.deepspeed.zero_stage != 3 or not spec.student.in_four_bits,
+            field="training.deepspeed.zeroStage",
+        ),
+        Rule(
             cel="self.generation.signal != 'TopK' || self.teachers.all(teacher, !has(teacher.external) || "
             "self.generation.topK <= 20)",
             message="an external teacher gives at most 20 logprobs a token: write generation.topK: 20 or less, or "

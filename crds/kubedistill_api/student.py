@@ -38,19 +38,11 @@ class AdapterType(StrEnum):
 
 
 class Adapter(Model):
-    """Train low-rank adapters instead of all weights (LoRA, arXiv:2106.09685)."""
-
-    rules: ClassVar = (
-        Rule(
-            cel="self.type == 'LoRA'",
-            message="QLoRA is not built yet: write type: LoRA",
-            holds=lambda adapter: adapter.type is AdapterType.LORA,
-            field="type",
-        ),
-    )
+    """Train low-rank adapters instead of all weights (LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314)."""
 
     type: AdapterType = AdapterType.LORA
-    """The kind of adapter."""
+    """`QLoRA` holds the frozen linear layers in four bits (NF4) while it trains: a quarter of their memory, and longer
+    steps. What is published is merged into the weights as they were."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
     """Rank of the two factors."""
     alpha: Annotated[float, Field(gt=0, le=4096)] = 128
@@ -79,3 +71,8 @@ class Student(Model):
     """Start from some of a teacher's layers."""
     adapter: Adapter | None = None
     """Absent: all weights are trained."""
+
+    @property
+    def in_four_bits(self) -> bool:
+        """Whether the student's frozen weights are held in four bits while it trains."""
+        return self.adapter is not None and self.adapter.type is AdapterType.QLORA

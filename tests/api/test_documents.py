@@ -91,7 +91,6 @@ REFUSALS = {
     "biased tail": ("generation", {"tail": "Sampled", "temperature": 0.7}, "tail: Sampled is unbiased only"),
     "two ways to reach a teacher": ("teachers[0].batch", {}, "exactly one of serving"),
     "two students": ("student.prunedFrom", {"teacher": "big", "layers": 2}, "exactly one of model"),
-    "four bits": ("student.adapter", {"type": "QLoRA"}, "QLoRA is not built yet: write type: LoRA"),
     "batch that does not divide": ("training.hyperparameters.globalBatchSize", 15, "multiple of microBatchSize"),
     "output over an input": ("output.uri", "hf://owner/small", "output.uri"),
     "owned flag": ("teachers[0].serving.extraArgs", ["--port=1"], "extraArgs holds a flag"),
@@ -213,6 +212,41 @@ def test_the_inside_of_one_teacher_at_hand_can_be_matched(inside: dict[str, Any]
     for teachers in ([ONE, {**ONE, "name": "other"}], [afar]):
         document["spec"]["teachers"] = teachers
         assert any("spec.training.objective: hiddenStates and attention" in line for line in problems(document))
+
+
+FULL_WEIGHTS = {
+    "weights spread": (
+        "deepspeed",
+        {"zeroStage": 3},
+        "spec.training.deepspeed.zeroStage: weights in four bits (QLoRA) stay",
+    ),
+    "weights offloaded": (
+        "deepspeed",
+        {"zeroStage": 3, "offloadParameters": True},
+        "write training.deepspeed.zeroStage: 0, 1 or 2, or student.adapter.type: LoRA",
+    ),
+    "hidden states": ("objective", {"hiddenStates": {}}, "spec.training.objective: hiddenStates and attention compare"),
+    "attention": ("objective", {"attention": {}}, "write student.adapter.type: LoRA, or leave them out"),
+}
+
+
+@pytest.mark.parametrize(("field", "value", "expected"), FULL_WEIGHTS.values(), ids=FULL_WEIGHTS.keys())
+def test_what_needs_the_students_full_weights_is_refused_in_four_bits_alone(
+    field: str, value: Any, expected: str
+) -> None:
+    document = changed(f"training.{field}", value)
+    document["spec"]["generation"] = {"signal": "TopK"}
+    document["spec"]["student"]["adapter"] = {"type": "LoRA"}
+    assert not parse_job(document).spec.student.in_four_bits
+    document["spec"]["student"]["adapter"] = {"type": "QLoRA"}
+    assert any(expected in line for line in problems(document))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_student_in_four_bits_takes_adapters(stage: int) -> None:
+    document = changed("student.adapter", {"type": "QLoRA"})
+    document["spec"]["training"] = {"deepspeed": {"zeroStage": stage, "offloadOptimizer": stage > 0}}
+    assert parse_job(document).spec.student.in_four_bits
 
 
 @pytest.mark.parametrize(("objective", "share"), [({}, 0.5), ({"beta": 0.9}, 0.9), ({"type": "SkewKL"}, 0.1)])

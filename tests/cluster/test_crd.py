@@ -104,7 +104,18 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation": {"compareWith": ["Teacher"], "gates": [a_gate("ROUGE", "Change")]}},
         "write Student in evaluation.compareWith",
     ),
-    "qlora": ({"student.adapter": {"type": "QLoRA"}}, "QLoRA is not built yet"),
+    "four-bits-spread": (
+        {"student.adapter": {"type": "QLoRA"}, "training.deepspeed": {"zeroStage": 3}},
+        "write training.deepspeed.zeroStage: 0, 1 or 2, or student.adapter.type: LoRA",
+    ),
+    "inside-of-four-bits": (
+        {
+            "generation": {"signal": "TopK", "topK": 5},
+            "student.adapter": {"type": "QLoRA"},
+            "training.objective.hiddenStates": {"weight": 1},
+        },
+        "compare the student's inside more finely than four bits hold it",
+    ),
     "data-uri": ({"data.train.uri": "gs://bucket/x.jsonl"}, "a data URI begins with"),
     "model-uri": ({"student.model.uri": "https://models.example/x"}, "a model's URI begins with"),
     "output-uri": ({"output.uri": "gs://bucket/x"}, "output.uri begins with"),

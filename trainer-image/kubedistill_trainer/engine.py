@@ -161,6 +161,8 @@ class Engine:
             config["checkpoint"] = {"load_universal": True}
         self.place = place
         self._partial = any(not weight.requires_grad for weight in distiller.parameters())
+        if self._partial:
+            cast(Any, distiller).register_state_dict_post_hook(_keep_what_is_trained)
         with _quiet():
             self._engine: Any = deepspeed.initialize(
                 model=distiller, optimizer=_optimizer(distiller, training), config=config, dist_init_required=False
@@ -271,6 +273,14 @@ def reshaped(folder: Path, target: Path) -> Path:
         ds_to_universal.main(options)
     (target / RESHAPED).touch()
     return target
+
+
+def _keep_what_is_trained(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    """DeepSpeed leaves a frozen weight out under one of its names: a tied one has others, one in four bits scales."""
+    trained = {name for name, weight in module.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    trained.update(name for name, _ in module.named_buffers())
+    for name in [name for name in state if name.removeprefix(prefix) not in trained]:
+        del state[name]
 
 
 def _optimizer(distiller: nn.Module, training: Training) -> torch.optim.Optimizer:

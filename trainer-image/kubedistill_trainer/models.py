@@ -96,10 +96,11 @@ def load_tokenizer(path: Path) -> Any:
         raise NotFound("TokenizerNotFound", f"No tokenizer can be read from {path}: {text}") from error
 
 
-def load_model(path: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
+def load_model(path: Path, dtype: torch.dtype, device: str = "cpu", quantization: Any = None) -> Any:
     """A causal language model of a local folder, in evaluation mode.
 
-    One that holds its attention scores back (Gemma 2) computes as its authors wrote it: transformers' default for it,
+    `quantization` is transformers' configuration of how linear layers are held; None: in `dtype`, as all else. One that
+    holds its attention scores back (Gemma 2) computes as its authors wrote it: transformers' default for it,
     "sdpa", leaves the softcap out.
 
     Raises:
@@ -107,14 +108,15 @@ def load_model(path: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    held = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, low_cpu_mem_usage=True)
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, low_cpu_mem_usage=True, **held)
     except (OSError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())[:300]
         raise NotFound("ModelUnreadable", f"The model at {path} cannot be loaded: {text}") from error
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")
-    return model.to(device).eval()
+    return (model if held else model.to(device)).eval()
 
 
 def torch_dtype(precision: str) -> torch.dtype:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from kubedistill_api.base import Tolerant
 from kubedistill_api.run import EvaluateRun, TrainRun
 from kubedistill_api.student import Adapter, ChooseLayers, PrunedFrom
+from kubedistill_trainer import four_bits
 from kubedistill_trainer.core.pruning import BlockInfluence, decoder_layers, evenly_spaced, most_influential, prune
 from kubedistill_trainer.errors import BadConfiguration, NotFound
 from kubedistill_trainer.models import fetch_pinned, load_model, load_tokenizer
@@ -86,6 +87,16 @@ def start_folder(run: TrainRun, context: StageContext, dtype: torch.dtype) -> tu
     del student
     torch.cuda.empty_cache()  # a rank of its own needs what this process would keep
     return folder, kept
+
+
+def load_start(run: TrainRun, start: Path, dtype: torch.dtype, device: str) -> Any:
+    """The student before training as a rank loads it: on the CPU, or, in four bits, where it is trained.
+
+    Raises:
+        NotFound: as `load_model`.
+        BadConfiguration: this machine cannot compute with four bits.
+    """
+    return four_bits.load(start, dtype, device) if run.student.in_four_bits else load_model(start, dtype)
 
 
 def fetch_source(run: TrainRun | EvaluateRun, context: StageContext) -> Path:

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kubedistill_api.output import Format, GgufType
 from kubedistill_api.training import Precision
 from kubedistill_trainer.core.estimates import (
+    FOUR_BITS,
     GIB,
     RUNTIME_BYTES,
     ModelShape,
@@ -35,6 +37,8 @@ LLAMA_8B = ModelShape(
     kv_heads=8,
     head_dim=128,
     vocabulary=128_256,
+    layer_linear=218_103_808,
+    layer_features=81_920,
 )
 PLAN = TrainingPlan(
     world_size=64,
@@ -57,9 +61,28 @@ def test_float32_needs_as_much_state_as_half_precision_with_its_copy():
     assert model_state_bytes(ZERO_PAPER, replace(PLAN, precision=Precision.FP32)) == 16 * ZERO_PAPER.parameters
 
 
-def test_an_adapter_saves_gradients_and_state_but_not_weights():
-    plan = replace(PLAN, trainable=10_000_000)
-    assert model_state_bytes(ZERO_PAPER, plan) == 2 * ZERO_PAPER.parameters + 14 * 10_000_000
+def test_adapters_save_gradients_and_state_but_not_weights():
+    plan = replace(PLAN, adapter_rank=16)
+    assert model_state_bytes(LLAMA_8B, plan) == 2 * LLAMA_8B.parameters + 16 * LLAMA_8B.adapter_parameters(16)
+
+
+def test_four_bits_are_those_of_the_qlora_paper_and_leave_embeddings_and_head_alone():
+    """Section 3: double quantisation takes the constants from 0.5 to 0.127 bits a parameter."""
+    assert pytest.approx(4.127, abs=5e-4) == 8 * FOUR_BITS
+    plan = replace(PLAN, adapter_rank=16)
+    saved = model_state_bytes(LLAMA_8B, plan) - model_state_bytes(LLAMA_8B, replace(plan, four_bits=True))
+    assert saved == pytest.approx((2 - FOUR_BITS) * 32 * 218_103_808, abs=1)
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_adapters_have_as_many_parameters_as_peft_makes(rank):
+    options = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+               "num_key_value_heads": 2, "num_hidden_layers": 3}  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**options))
+        shape = ModelShape.of(model)
+        adapted = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear"))
+    assert shape.adapter_parameters(rank) == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_what_is_offloaded_does_not_count():
@@ -102,6 +125,8 @@ def test_the_shape_is_read_off_a_model_without_weights_and_follows_pruning():
         small = ModelShape.of(LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **options)))
     assert (whole.layers, whole.hidden, whole.kv_heads, whole.head_dim, whole.vocabulary) == (5, 32, 2, 8, 64)
     assert whole.pruned(2) == small
+    assert whole.layer_linear == 32 * (32 + 16 + 16 + 32) + 3 * 32 * 48
+    assert whole.layer_features == 64 + 48 + 48 + 64 + 3 * 80
 
 
 def test_tokens_are_an_upper_bound():

@@ -11,7 +11,7 @@ from kubedistill_api.evaluation import Metric
 from kubedistill_api.generation import Generation, Signal
 from kubedistill_api.results import GenerateResult, PrepareResult, TrainResult
 from kubedistill_api.status import Estimate, Ledger, RejectReason, ResolvedModel
-from kubedistill_api.student import Adapter, PrunedFrom, Student
+from kubedistill_api.student import Adapter, AdapterType, PrunedFrom, Student
 from kubedistill_api.teachers import Batch, External, ModelRef, Teacher
 from kubedistill_api.training import Attention, HiddenStates, Objective, ObjectiveType, Training
 from kubedistill_trainer.core.footprint import Size
@@ -81,9 +81,12 @@ def test_a_server_is_named_with_its_terms() -> None:
     assert ("Teacher", "api: large at https://api.example/v1, its terms were accepted for this use") in lines
 
 
-def test_a_given_student_with_an_adapter_says_so() -> None:
-    student = Student(model=ModelRef(uri="s3://acme/base"), adapter=Adapter(rank=8))
-    assert dict(lineage(an_origin(student=student)))["Student"] == "s3://acme/base, 99.0 M parameters, LoRA of rank 8"
+@pytest.mark.parametrize("kind", AdapterType)
+def test_a_given_student_with_an_adapter_says_so(kind: AdapterType) -> None:
+    student = Student(model=ModelRef(uri="s3://acme/base"), adapter=Adapter(type=kind, rank=8))
+    assert (
+        dict(lineage(an_origin(student=student)))["Student"] == f"s3://acme/base, 99.0 M parameters, {kind} of rank 8"
+    )
 
 
 def test_ledgers_of_several_teachers_are_added_up() -> None:

@@ -411,6 +411,33 @@ def test_a_teacher_beside_the_student_is_in_the_estimate(tried: Callable[..., An
     assert beside.student_memory_bytes - alone.student_memory_bytes == 2 * weights  # BF16
 
 
+def test_a_student_in_four_bits_is_smaller_in_the_estimate(tried: Callable[..., Any]) -> None:
+    memory = {
+        kind: tried(
+            student={"prunedFrom": {"teacher": "t", "layers": 1}, "adapter": {"type": kind, "rank": 2}},
+            training={"deepspeed": {"zeroStage": 0}},
+        ).estimate.student_memory_bytes
+        for kind in ("LoRA", "QLoRA")
+    }
+    linear = 48 * (48 + 16 + 16 + 48) + 3 * 48 * 96
+    assert memory["LoRA"] - memory["QLoRA"] == pytest.approx((2 - 0.516) * linear, rel=1e-3)  # BF16
+
+
+def test_a_student_that_is_stored_quantised_is_refused_in_four_bits(
+    tried: Callable[..., Any], tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "quantised"
+    tiny_model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    student = {"model": {"uri": folder.as_uri()}, "prunedFrom": None, "adapter": {"type": "QLoRA"}}
+    result = tried(student=student)
+    assert (result.exit_code, result.reason) == (64, "StudentQuantized")
+    assert "is stored quantised (gptq)" in result.message
+    assert "write a student.model that is not quantised" in result.message
+
+
 def test_attentions_of_an_architecture_that_makes_queries_keys_and_values_in_one_are_refused(
     tried: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

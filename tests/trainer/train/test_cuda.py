@@ -48,9 +48,11 @@ def test_every_way_to_train_lowers_the_loss(training: dict[str, Any], trained: C
     assert sum(done.losses[-3:]) < 0.9 * sum(done.losses[:3])
 
 
-def test_an_adapter_learns(trained: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("kind", ["LoRA", "QLoRA"])
+def test_an_adapter_learns(kind: str, trained: Callable[..., Any]) -> None:
     done = trained(
-        student={"adapter": {"rank": 8}}, training={**ON_GPU, "hyperparameters": {"epochs": 8, "learningRate": 2e-2}}
+        student={"adapter": {"type": kind, "rank": 8}},
+        training={**ON_GPU, "hyperparameters": {"epochs": 8, "learningRate": 2e-2}},
     )
     assert sum(done.losses[-3:]) < 0.95 * sum(done.losses[:3])
 

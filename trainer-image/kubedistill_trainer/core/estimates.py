@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from kubedistill_api.output import Format, GgufType
 from kubedistill_api.training import Precision
 from kubedistill_trainer.core.chunked import CHUNK_BYTES
@@ -20,6 +22,9 @@ TRAINING_FLOPS = 140e12
 """What a GPU of the A100/H100 class gives in training at an ordinary utilisation of 35-40 % (A100: 312e12 peak)."""
 GENERATION_FLOPS = 30e12
 """The same in batched decoding, which waits for memory: a tenth of the peak."""
+FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Bytes of a weight in NF4: a scale of 8 bits for 64 weights, and one of 32 bits for 256 of these scales (Dettmers et
+al. 2023, "QLoRA", section 3)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,14 @@ class ModelShape:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    layer_linear: int = 0
+    """Of the parameters of one decoder layer, the weights of its linear layers."""
+    layer_features: int = 0
+    """Inputs and outputs of these linear layers, added up."""
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Of adapters on all linear layers: two factors each, rank x inputs and outputs x rank."""
+        return self.layers * self.layer_features * rank
 
     def pruned(self, layers: int) -> ModelShape:
         """The same model with fewer layers."""
@@ -44,14 +57,18 @@ class ModelShape:
         """Of a causal language model from transformers; one on the `meta` device costs no memory."""
         config = model.config.get_text_config()
         heads = config.num_attention_heads
+        layer = decoder_layers(model)[0]
+        linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
         return cls(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            layer_parameters=sum(parameter.numel() for parameter in decoder_layers(model)[0].parameters()),
+            layer_parameters=sum(parameter.numel() for parameter in layer.parameters()),
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocabulary=config.vocab_size,
+            layer_linear=sum(module.weight.numel() for module in linear),
+            layer_features=sum(module.in_features + module.out_features for module in linear),
         )
 
 
@@ -67,8 +84,10 @@ class TrainingPlan:
     gradient_checkpointing: bool
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    trainable: int | None = None
-    """Parameters that are trained; None: all of them. With LoRA a few per cent."""
+    adapter_rank: int | None = None
+    """Of adapters on all linear layers, the only weights that are trained; None: all weights are."""
+    four_bits: bool = False
+    """The linear layers below the adapters are held in four bits."""
 
 
 def teacher_bytes(shape: ModelShape, context: int, devices: int, bytes_per_parameter: float = 2.0) -> int:
@@ -111,16 +130,19 @@ def model_state_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
 
     Half precision: 2 + 2 + 12 bytes a parameter (the 12: float32 copy, momentum, variance); float32: 4 + 4 + 8.
     Stage 1 spreads the optimizer's state over the processes, stage 2 the gradients too, stage 3 the weights too.
-    What is offloaded lies in the host's memory.
+    What is offloaded lies in the host's memory. Adapters are trained beside weights that have no gradient and no state.
     """
     full = plan.precision is Precision.FP32
     per_weight, per_state = (4, 8) if full else (2, 12)
-    trainable = shape.parameters if plan.trainable is None else plan.trainable
+    adapters = 0 if plan.adapter_rank is None else shape.adapter_parameters(plan.adapter_rank)
+    trainable = shape.parameters if plan.adapter_rank is None else adapters
+    packed = shape.layers * shape.layer_linear if plan.four_bits else 0
 
     def share(stage: int) -> int:
         return plan.world_size if plan.zero_stage >= stage else 1
 
-    weights = 0 if plan.offload_parameters else shape.parameters * per_weight / share(3)
+    held = (shape.parameters - packed + adapters) * per_weight + packed * FOUR_BITS
+    weights = 0 if plan.offload_parameters else held / share(3)
     gradients = trainable * per_weight / share(2)
     state = 0 if plan.offload_optimizer else trainable * per_state / share(1)
     return round(weights + gradients + state)

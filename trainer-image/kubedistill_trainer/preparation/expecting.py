@@ -32,6 +32,8 @@ def estimate(
         gradient_checkpointing=training.gradient_checkpointing,
         offload_optimizer=training.deepspeed.offload_optimizer,
         offload_parameters=training.deepspeed.offload_parameters,
+        adapter_rank=spec.student.adapter.rank if spec.student.adapter else None,
+        four_bits=spec.student.in_four_bits,
     )
     seen = (sum(train_tokens) + rows * spec.generation.max_tokens) * training.hyperparameters.epochs
     beside = [look.shape for look in teachers.values()] if training.objective.looks_inside else []

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kubedistill_api.training import Hyperparameters
+from kubedistill_trainer import four_bits
 from kubedistill_trainer.core.head import Head
 from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.preparation.looking import Look, without_weights
@@ -30,6 +31,23 @@ def check_student(student: Look, hyper: Hyperparameters) -> None:
         _check_layers(student, model)
     if hyper.micro_batch_size > 1:
         _check_positions(student, model, hyper.max_sequence_length)
+
+
+def check_four_bits(student: Look) -> None:
+    """Whether adapters can be trained here on this student in four bits, and merged into its weights afterwards.
+
+    Raises:
+        BadConfiguration: they cannot; the sentence says what to write instead.
+    """
+    four_bits.check_device("cpu")
+    stored: Any = getattr(student.config, "quantization_config", None)
+    if stored is not None:
+        kind = stored.get("quant_method") if isinstance(stored, Mapping) else getattr(stored, "quant_method", None)
+        raise BadConfiguration(
+            "StudentQuantized",
+            f"The student {student.ref.uri} is stored quantised ({kind}), and adapters are merged into full weights: "
+            "write a student.model that is not quantised; QLoRA holds it in four bits while it trains.",
+        )
 
 
 def _check_text_only(student: Look, model: Any) -> None:

@@ -80,7 +80,7 @@ def student_line(origin: Origin) -> str:
     """What the student was made from, and how large it is."""
     pruned, adapter = origin.student.pruned_from, origin.student.adapter
     parameters = f"{amount(origin.train.parameters)} parameters" if origin.train.parameters else ""
-    trained = f"LoRA of rank {adapter.rank}" if adapter else ""
+    trained = f"{adapter.type} of rank {adapter.rank}" if adapter else ""
     if pruned is not None:
         kept = ", ".join(map(str, origin.train.layers_kept))
         return _join(

@@ -95,6 +95,8 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
     if spec.training.objective.attention is not None:
         looking.check_attentions(student, teachers)
     trainable.check_student(student, spec.training.hyperparameters)
+    if spec.student.in_four_bits:
+        trainable.check_four_bits(student)
     rehearsing.check_formats(spec.output, student, context)
     _begin(2, "measuring the prompts", context)
     lengths = Lengths(student.tokenizer)

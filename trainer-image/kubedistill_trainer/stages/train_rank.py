@@ -36,7 +36,7 @@ from kubedistill_trainer.store.checkpoints import Checkpoints, TrainingState
 from kubedistill_trainer.store.examples import Examples
 from kubedistill_trainer.store.loss_logs import LossLog
 from kubedistill_trainer.store.workspace import Workspace
-from kubedistill_trainer.students import fitting, with_adapter
+from kubedistill_trainer.students import fitting, load_start, with_adapter
 
 RATE_STEPS = 20
 """Tokens a second are those of the last so many steps."""
@@ -275,7 +275,7 @@ def _distiller(work: RankWork, tokenizer: Any, place: Place) -> Distiller:
     """The student, ready to learn: its attention knows packed rows, its adapters are new, its activations go again."""
     run = work.run
     dtype = weights_dtype(run.training, frozen=run.student.adapter is not None)
-    model = fitting(load_model(work.start, dtype), tokenizer)
+    model = fitting(load_start(run, work.start, dtype, str(place.device)), tokenizer)
     if place.first:
         rehearse(model, len(tokenizer), packing=run.training.hyperparameters.packing)
     model.set_attn_implementation(attention.install())
