@@ -84,8 +84,8 @@ class Examples:
         tokens = slice(self._token_starts[place], self._token_starts[place + 1])
         return Example(
             str(self._ids[place]),
-            _tensor(self._columns["input_ids"][tokens]).long(),
-            _tensor(self._columns["target_mask"][tokens]),
+            _tensor(self._columns["input_ids"][tokens], np.int64),
+            _tensor(self._columns["target_mask"][tokens], np.bool_),
             self._signal(slice(int(self._target_starts[place]), int(self._target_starts[place + 1]))),
         )
 
@@ -94,10 +94,10 @@ class Examples:
             return Text()
         candidates = slice(targets.start * self._k, targets.stop * self._k)
         return TopK.from_storage(
-            _tensor(self._columns["topk_ids"][candidates]).view(-1, self._k),
-            _tensor(self._columns["topk_logprobs"][candidates]).view(-1, self._k),
-            _tensor(self._columns["tail_logprob"][targets]),
-            _tensor(self._columns["target_logprob"][targets]),
+            _tensor(self._columns["topk_ids"][candidates], np.int64).view(-1, self._k),
+            _tensor(self._columns["topk_logprobs"][candidates], np.float32).view(-1, self._k),
+            _tensor(self._columns["tail_logprob"][targets], np.float32),
+            _tensor(self._columns["target_logprob"][targets], np.float32),
         )
 
 
@@ -123,9 +123,13 @@ def _flat(row: AnswerRow, signals: bool) -> dict[str, npt.NDArray[Any]]:
 
 
 def _mapped(path: Path, kind: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An empty file cannot be mapped."""
-    return np.memmap(path, dtype=kind, mode="r") if path.stat().st_size else np.zeros(0, dtype=kind)
+    """A plain view: slices of a memmap are memmaps, which cost more to make than a short row to copy.
+
+    An empty file cannot be mapped.
+    """
+    return np.asarray(np.memmap(path, dtype=kind, mode="r")) if path.stat().st_size else np.zeros(0, dtype=kind)
 
 
-def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.array(values))
+def _tensor(values: npt.NDArray[Any], kind: npt.DTypeLike) -> torch.Tensor:
+    """A copy, at once of the type that the losses read."""
+    return torch.from_numpy(values.astype(kind))
