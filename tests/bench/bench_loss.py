@@ -4,7 +4,6 @@
    its own, since a process keeps its peak; both must give the same loss and the same gradients.
 2. Time of an optimizer step on stored top-K logprobs against cross-entropy, of the same small Llama on the same rows,
    one step of each in turn, so that both meet the same machine.
-3. Bytes that a stored token takes in a shard.
 
 On a GPU (`--device cuda`) hidden states and head are bfloat16, the student is of the size of Qwen2.5-0.5B, memory is
 that of the device, and the loss is timed with several sizes of its logits buffer.
@@ -25,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,6 @@ def main() -> int:
         "loss": compare_losses(asked),
         **({"buffers": buffers(asked)} if asked.device == "cuda" else {}),
         "step": steps(asked.steps, asked.k, STUDENTS[asked.device], asked.device),
-        "storage": storage(asked.k),
         "load_average_after": list(os.getloadavg()),
     }
     asked.output.parent.mkdir(parents=True, exist_ok=True)
@@ -327,25 +325,6 @@ def _answer(number: int, size: Size, k: int, draw: np.random.Generator) -> Answe
     )
 
 
-# --- 3. Storage --------------------------------------------------------------------------------------------------
-
-
-def storage(k: int, rows: int = 512) -> dict[str, Any]:
-    """Bytes that a target takes in a shard of random candidates out of 128,256 tokens, with and without top-K."""
-    made = answers(replace(STUDENTS["cpu"], vocabulary=128_256, rows=rows), k)
-    targets = sum(row.targets for row in made)
-    meta = ShardMeta(split="train", index=0, teacher="t")
-    with_signal = len(shard_bytes(meta.model_copy(update={"k": k}), made))
-    text_only = len(shard_bytes(meta, [AnswerRow(**{**row.__dict__, "signal": None}) for row in made]))
-    return {
-        "k": k,
-        "targets": targets,
-        "bytes_a_target": with_signal / targets,
-        "bytes_a_target_of_text_alone": text_only / targets,
-        "bytes_a_target_uncompressed": k * (4 + 2) + 4 + 4,
-    }
-
-
 # --- What it was measured on, and the table ----------------------------------------------------------------------
 
 
@@ -408,7 +387,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """The figures as a table."""
-    machine, loss, step, stored = (found[name] for name in ("machine", "loss", "step", "storage"))
+    machine, loss, step = (found[name] for name in ("machine", "loss", "step"))
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}\n")
     print("ForwardKL of {tokens} tokens x vocabulary {vocabulary}, K={k}, hidden size {hidden}".format(**loss))
     print(f"{'':10}{'peak of the process':>22}{'of the loss alone':>20}{'clock':>10}{'CPU':>10}{'loss':>14}")
@@ -427,9 +406,7 @@ def show(found: dict[str, Any]) -> None:
     for name in ("ForwardKL", "CrossEntropy"):
         row = step[name]
         print(f"{name:14}{row['seconds'] * 1000:>8.0f} ms by the clock{row['cpu_seconds'] * 1000:>8.0f} ms of CPU")
-    print(f"{'ratio':14}{step['ratio']:>8.2f}{'':16}{step['cpu_ratio']:>8.2f}\n")
-    print(f"A stored target at K={stored['k']}: {stored['bytes_a_target']:.0f} bytes", end="")
-    print(f" ({stored['bytes_a_target_of_text_alone']:.0f} of them text, ids and mask)")
+    print(f"{'ratio':14}{step['ratio']:>8.2f}{'':16}{step['cpu_ratio']:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from kubedistill_trainer.core.signals import (
     TopK,
     top_k,
 )
+from kubedistill_trainer.store.candidates import kept
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -232,14 +233,15 @@ def test_all_mass_among_the_candidates_gives_finite_gradients(case, plain_logpro
 def as_stored(supervision: Supervision) -> Supervision:
     signal = supervision.teacher
     assert isinstance(signal, TopK)
-    stored = TopK.from_storage(signal.ids_NK.int(), signal.logprobs_NK.half(), signal.tail_N, signal.target_N)
+    candidates = kept(signal.ids_NK.int().numpy(), signal.logprobs_NK.half().numpy())
+    stored = TopK.from_storage(*(torch.from_numpy(each) for each in candidates), signal.tail_N, signal.target_N)
     return Supervision(supervision.target_ids_N, stored)
 
 
 @few
 @cases
 @every
-def test_float16_storage_keeps_a_divergence_near_and_a_bucket_non_negative(
+def test_storage_keeps_a_divergence_near_and_a_bucket_non_negative(
     case, seed, k, spread, plain_logprobs, supervise_with
 ):
     teacher, student = logits(5, 12, seed, spread).float(), logits(5, 12, seed + 1, spread).float()

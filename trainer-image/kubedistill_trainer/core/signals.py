@@ -92,8 +92,9 @@ class TopK:
     def from_storage(cls, ids_NK: Tensor, logprobs_NK: Tensor, tail_N: Tensor, target_N: Tensor) -> Self:
         """Read what was stored (float16 candidates, float32 tail) as a distribution that sums to one.
 
-        Rounding to float16 moves a logprob by up to 0.004. Taking the K + 1 classes, tail included, back to a sum of
-        one makes the divergence non-negative again. (Leaving the tail out of that sum would be the well-known bias.)
+        Candidates were rounded: a logprob moves by up to 1/64 of itself or of a nat (`store.candidates`). Taking the
+        K + 1 classes, tail included, back to a sum of one makes a divergence non-negative again, and what rounding
+        does to it of second order. (Leaving the tail out of that sum would be the well-known bias.)
         A tail below TAIL_FLOOR counts as TAIL_FLOOR.
         """
         ids_NK = ids_NK.long()

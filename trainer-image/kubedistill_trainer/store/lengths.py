@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from kubedistill_trainer.store.tables import table_of
 from kubedistill_trainer.store.workspace import Workspace
 
 ENOUGH = 50_000
@@ -20,7 +19,7 @@ def answer_lengths(workspace: Workspace, folders: Sequence[str], enough: int = E
     for path in (path for folder in folders for path in workspace.list(f"{folder}/shards")):
         if len(lengths) >= enough:
             break
-        masks = pq.read_table(io.BytesIO(workspace.read_bytes(path)), columns=["target_mask"]).column(0)
+        masks = table_of(workspace.read_bytes(path), ["target_mask"]).column(0)
         for mask in masks:
             targets = np.asarray(mask.values.to_numpy(zero_copy_only=False), dtype=bool)
             lengths.append((len(targets) - int(targets.sum()), int(targets.sum())))

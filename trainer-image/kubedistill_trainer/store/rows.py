@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubedistill_trainer.errors import BadData
+from kubedistill_trainer.store.tables import table_of
 from kubedistill_trainer.store.workspace import Workspace
 
 Split = Literal["train", "valid"]
@@ -91,7 +92,7 @@ def read_prompts(workspace: Workspace, prepared: str, split: Split) -> list[Prom
     """
     path = f"{prepared}/{split}.parquet"
     try:
-        table = pq.read_table(io.BytesIO(workspace.read_bytes(path)))
+        table = table_of(workspace.read_bytes(path))
         return [PromptRow(**row) for row in table.select(_SCHEMA.names).to_pylist()]
     except (pa.ArrowInvalid, KeyError) as error:
         raise BadData("PreparedRowsUnreadable", f"{workspace.uri(path)} is broken: run Prepare again.") from error
