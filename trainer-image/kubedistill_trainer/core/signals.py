@@ -92,20 +92,21 @@ class TopK:
     def from_storage(cls, ids_NK: Tensor, logprobs_NK: Tensor, tail_N: Tensor, target_N: Tensor) -> Self:
         """Read what was stored (float16 candidates, float32 tail) as a distribution that sums to one.
 
-        Candidates were rounded: a logprob moves by up to 1/64 of itself or of a nat (`store.candidates`). Taking the
-        K + 1 classes, tail included, back to a sum of one makes a divergence non-negative again, and what rounding
-        does to it of second order. (Leaving the tail out of that sum would be the well-known bias.)
-        A tail below TAIL_FLOOR counts as TAIL_FLOOR.
+        Candidates were rounded: a logprob moves by up to 1/64 of itself or of a nat (`store.candidates`). The tail was
+        not, so the candidates are taken back to what it leaves over: the K + 1 classes sum to one, a divergence is
+        non-negative again, and what rounding does to it is of second order. (Taking the candidates alone to a sum of
+        one would be the well-known bias.) A tail below TAIL_FLOOR counts as TAIL_FLOOR.
         """
         ids_NK = ids_NK.long()
         logprobs_NK = logprobs_NK.float().clamp(min=LOGPROB_FLOOR)
         logprobs_NK = torch.where(ids_NK == NO_TOKEN, LOGPROB_FLOOR, logprobs_NK)
-        tail_N = tail_N.float().clamp(min=TAIL_FLOOR)
-        total_N = torch.logaddexp(logprobs_NK.logsumexp(-1), tail_N)
+        tail_N = tail_N.float().clamp(min=TAIL_FLOOR, max=0.0)
+        left_N = (-torch.expm1(tail_N)).log()  # -inf where the tail is all
+        scaled_NK = logprobs_NK + (left_N - logprobs_NK.logsumexp(-1))[:, None]
         return cls(
             ids_NK,
-            (logprobs_NK - total_N[:, None]).clamp(min=LOGPROB_FLOOR),
-            (tail_N - total_N).clamp(min=LOGPROB_FLOOR),
+            torch.where(ids_NK == NO_TOKEN, LOGPROB_FLOOR, scaled_NK.clamp(LOGPROB_FLOOR, 0.0)),
+            tail_N,
             target_N.float().clamp(min=LOGPROB_FLOOR),
         )
 

@@ -5,8 +5,8 @@ id. Sorted ids have alike upper bytes, which zstd finds; sorted by logprob, as t
 
 Precision. A logprob moves to the nearest of 233 levels: steps of 1/32 down to -2, then 32 steps in each octave.
 So a logprob moves by e with |e| <= max(1, -logprob) / 64: the less mass, the further. What that does to a divergence is
-of second order. `TopK.from_storage` takes the K + 1 classes back to a sum of one, so the
-stored distribution is p' with p'_i ~ p_i exp(e_i), and
+of second order. `TopK.from_storage` takes the candidates back to what the tail, which is exact, leaves over: among them
+the stored distribution is p' with p'_i ~ p_i exp(e_i), and
 
     KL(p || p') = log E_p[exp e] - E_p[e],  about  Var_p(e) / 2  <=  E_p[max(1, log^2 p)] / 8192,
 
