@@ -88,7 +88,7 @@ def test_heads_that_gpus_cannot_share_are_refused_before_any_gpu_is_asked_for(
 ) -> None:
     result = tried(teachers=[{"name": "t", "model": {"uri": f"file://{tiny_folder}"}, **way}])
     assert (result.exit_code, result.reason) == (64, "HeadsIndivisible")
-    assert result.message.endswith("write a number that divides them, such as 3.")
+    assert result.message.endswith("write a number that divides them, such as 2.")
 
 
 def test_sound_data_are_split_and_laid_out(tried: Callable[..., Any], tmp_path: Path) -> None:

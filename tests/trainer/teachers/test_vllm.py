@@ -13,7 +13,8 @@ from teaching.in_vllm import ask
 
 from kubedistill_api.exits import Exit
 from kubedistill_api.teachers import Batch
-from kubedistill_trainer.core.signals import top_k
+from kubedistill_trainer.store.shards import Signal
+from kubedistill_trainer.teachers.logprobs import of_vocabulary, signal_of
 from kubedistill_trainer.teachers.protocol import Answered, Failed, ListOfWork, Outcome, Request, Sampling, encode
 from kubedistill_trainer.teachers.transformers import TransformersTeacher
 from kubedistill_trainer.teachers.vllm import engine_arguments, failure_of
@@ -117,7 +118,7 @@ def test_greedy_answers_are_those_of_the_other_engine(
 def test_the_scores_are_those_of_the_model_at_temperature_one(
     answered: list[dict[str, Outcome]], broad_model: Any, tiny_tokenizer: Any, requests: list[Request], way: int
 ) -> None:
-    compared = 0
+    compared = padded = 0
     for request in requests:
         outcome = answered[way][request.key]
         if not isinstance(outcome, Answered):
@@ -127,13 +128,26 @@ def test_the_scores_are_those_of_the_model_at_temperature_one(
         prompt, answer_N = encode(tiny_tokenizer, request), torch.tensor(outcome.token_ids)
         with torch.no_grad():
             logits_NV = broad_model(torch.tensor([[*prompt, *outcome.token_ids]])).logits[0, len(prompt) - 1 : -1]
-        truth = top_k(logits_NV, answer_N, K)
+        truth = truth_of(logits_NV.log_softmax(-1), answer_N.tolist(), len(tiny_tokenizer))
         stored_NK = outcome.signal.topk_logprobs_NK.astype(np.float32)
-        np.testing.assert_allclose(stored_NK, truth.logprobs_NK.numpy(), atol=ROUNDED)
-        np.testing.assert_allclose(outcome.signal.tail_logprob_N, truth.tail_N.numpy(), atol=5 * ROUNDED)
-        np.testing.assert_allclose(outcome.signal.target_logprob_N, truth.target_N.numpy(), atol=1e-3)
+        np.testing.assert_allclose(-np.sort(-stored_NK), truth.topk_logprobs_NK.astype(np.float32), atol=ROUNDED)
+        np.testing.assert_allclose(outcome.signal.tail_logprob_N, truth.tail_logprob_N, atol=5 * ROUNDED)
+        np.testing.assert_allclose(outcome.signal.target_logprob_N, truth.target_logprob_N, atol=1e-3)
         compared += len(answer_N)
+        padded += int((outcome.signal.topk_ids_NK == -1).sum())
     assert compared > LIMIT
+    assert padded, "what pads the vocabulary was among the likeliest"
+
+
+def truth_of(logprobs_NV: torch.Tensor, written: list[int], vocabulary: int) -> Signal:
+    """What a server would say that names the K likeliest, padding and all."""
+    named, own = [], []
+    for logprobs_V, token in zip(logprobs_NV, written, strict=True):
+        best = logprobs_V.topk(K)
+        row = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        named.append(of_vocabulary(row, vocabulary))
+        own.append(of_vocabulary({**row, token: float(logprobs_V[token])}, vocabulary)[token])
+    return signal_of(named, own, K)
 
 
 @pytest.mark.vllm

@@ -159,13 +159,19 @@ def check_heads(spec: DistillationJobSpec, teachers: dict[str, Look]) -> None:
         if batch is not None and batch.engine is BatchEngine.VLLM:
             field, gpus = "batch.gpus", max(1, batch.gpus)
         heads = getattr(look.config.get_text_config(), "num_attention_heads", 0)
-        if heads and heads % gpus:
-            most = max(number for number in range(1, gpus) if heads % number == 0)
+        keys = getattr(look.config.get_text_config(), "num_key_value_heads", None) or heads
+        if heads and not _shared_evenly(heads, keys, gpus):
+            most = max(number for number in range(1, gpus) if _shared_evenly(heads, keys, number))
             raise BadConfiguration(
                 "HeadsIndivisible",
-                f"{field} is {gpus}, but the {heads} attention heads of {look.ref.uri} cannot be shared evenly among "
-                f"{gpus} GPUs: write a number that divides them, such as {most}.",
+                f"{field} is {gpus}, but the {heads} attention heads of {look.ref.uri} (and {keys} of keys) cannot be "
+                f"shared evenly among {gpus} GPUs: write a number that divides them, such as {most}.",
             )
+
+
+def _shared_evenly(heads: int, keys: int, gpus: int) -> bool:
+    """As vLLM shares them: each GPU has as many; fewer heads of keys than GPUs are held by several."""
+    return heads % gpus == 0 and (keys % gpus == 0 or gpus % keys == 0)
 
 
 def same_tokens(one: Look, other: Look) -> bool:

@@ -28,7 +28,7 @@ from jinja2 import TemplateError
 
 from kubedistill_trainer.errors import BadConfiguration, NotFound, Transient
 from kubedistill_trainer.store.shards import Signal
-from kubedistill_trainer.teachers.logprobs import candidates_of, signal_of, token_id
+from kubedistill_trainer.teachers.logprobs import candidates_of, of_vocabulary, signal_of, token_id
 from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode
 from kubedistill_trainer.teachers.rates import Gate, Limits
 from kubedistill_trainer.teachers.servers import RETRIED, Server, credential_refused, words_of
@@ -130,6 +130,8 @@ class HttpTeacher:
                 "TeacherHasNoTokenIds",
                 f"{self._server.url} returns no token_ids: the vLLM image is too old (0.11 or newer).",
             )
+        if max(ids, default=0) >= len(self._tokenizer):
+            return Failed("the teacher wrote a token that its tokenizer does not have: its vocabulary is padded")
         complete = choice["finish_reason"] == "stop"
         ids = self._ended(ids, complete)
         signal = await self._score(client, prompt, ids) if self._sampling.k and ids else None
@@ -151,9 +153,10 @@ class HttpTeacher:
             )
         scored = positions[len(prompt) :]
         rows = [{int(token): float(item["logprob"]) for token, item in position.items()} for position in scored]
-        k = self._sampling.k
-        named = [candidates_of(row, token, k) for row, token in zip(rows, answer, strict=True)]
-        return signal_of(named, [row[token] for row, token in zip(rows, answer, strict=True)], k)
+        k, vocabulary = self._sampling.k, len(self._tokenizer)
+        pairs = list(zip(rows, answer, strict=True))
+        named = [of_vocabulary(candidates_of(row, token, k), vocabulary) for row, token in pairs]
+        return signal_of(named, [of_vocabulary(row, vocabulary)[token] for row, token in pairs], k)
 
     async def _answer_in_text(self, client: httpx.AsyncClient, request: Request) -> Outcome:
         """Any server: a chat in, text out; its own logprobs if they are wanted."""

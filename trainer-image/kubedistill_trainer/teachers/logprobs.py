@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,18 @@ from kubedistill_trainer.store.shards import NO_LOGPROB, Signal
 def candidates_of(row: Mapping[int, float], written: int, k: int) -> dict[int, float]:
     """The candidates in a row of vLLM, which adds the written token where it is not among the K likeliest."""
     return {token: logprob for token, logprob in row.items() if len(row) <= k or token != written}
+
+
+def of_vocabulary(row: Mapping[int, float], vocabulary: int) -> dict[int, float]:
+    """A position's logprobs without the rows that models pad their vocabulary with, the others brought back to a sum of
+    one: the student has no such tokens. What of the padding is in the tail cannot be known, and is next to nothing.
+    """
+    inside = {token: logprob for token, logprob in row.items() if token < vocabulary}
+    if len(inside) == len(row):
+        return inside
+    padding = math.fsum(math.exp(logprob) for token, logprob in row.items() if token >= vocabulary)
+    whole = math.log(max(1.0 - padding, math.exp(NO_LOGPROB)))
+    return {token: min(logprob - whole, 0.0) for token, logprob in inside.items()}
 
 
 def signal_of(rows: Sequence[Mapping[int, float]], written_N: Sequence[float], k: int) -> Signal:
@@ -38,10 +51,13 @@ def signal_of(rows: Sequence[Mapping[int, float]], written_N: Sequence[float], k
     return Signal(ids_NK, logprobs_NK, tail_N, target_N)
 
 
-def signal_of_flat(token_ids: Sequence[int], logprobs: Sequence[float], written_N: Sequence[int], k: int) -> Signal:
+def signal_of_flat(
+    token_ids: Sequence[int], logprobs: Sequence[float], written_N: Sequence[int], k: int, vocabulary: int
+) -> Signal:
     """Stored form of the flat logprobs that vLLM gives in process: K + 1 for each of N positions, in one list.
 
     The written token comes first, whether or not it is among the K likeliest, which follow from the likeliest down.
+    Tokens from `vocabulary` on are padding: see `of_vocabulary`.
 
     Raises:
         ValueError: these are not the scores of these tokens.
@@ -54,13 +70,17 @@ def signal_of_flat(token_ids: Sequence[int], logprobs: Sequence[float], written_
     if ids_NK1[:, 0].tolist() != list(written_N):
         raise ValueError("the scores belong to other tokens than those that were written")
     logprobs_NK1 = np.maximum(np.asarray(logprobs, dtype=np.float64).reshape(count, k + 1), NO_LOGPROB)
-    left_N = 1.0 - np.exp(logprobs_NK1[:, 1:]).sum(-1)
+    padding_NK = ids_NK1[:, 1:] >= vocabulary
+    mass_NK = np.exp(logprobs_NK1[:, 1:])
+    whole_N = np.log(np.maximum(1.0 - np.where(padding_NK, mass_NK, 0.0).sum(-1), np.exp(NO_LOGPROB)))
+    left_N = 1.0 - mass_NK.sum(-1)
     tail_N = np.log(np.maximum(left_N, np.exp(NO_LOGPROB)))  # as `tail_logprob`
+    scaled_NK1 = np.clip(logprobs_NK1 - whole_N[:, None], NO_LOGPROB, 0.0)
     return Signal(
-        np.ascontiguousarray(ids_NK1[:, 1:]),
-        logprobs_NK1[:, 1:].astype(np.float16),
-        tail_N.astype(np.float32),
-        logprobs_NK1[:, 0].astype(np.float32),
+        np.where(padding_NK, -1, ids_NK1[:, 1:]).astype(np.int32),
+        np.where(padding_NK, NO_LOGPROB, scaled_NK1[:, 1:]).astype(np.float16),
+        np.clip(tail_N - whole_N, NO_LOGPROB, 0.0).astype(np.float32),
+        scaled_NK1[:, 0].astype(np.float32),
     )
 
 

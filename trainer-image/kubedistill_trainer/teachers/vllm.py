@@ -9,6 +9,7 @@ From a core in a process of its own comes only "initialization failed". The rank
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, a port and a handler of its own
 }
 """Where the pod's environment does not say otherwise."""
 
@@ -34,6 +36,9 @@ CPU_CACHE_BYTES = 2 * 2**30
 VLLM_CPU_KVCACHE_SPACE, in GiB, wins."""
 
 DTYPES = {"BF16": "bfloat16", "FP16": "float16", "FP32": "float32"}
+
+NEVER = -100.0
+"""The least bias that vLLM takes. Scores are read before it is added."""
 
 FULL = ("out of memory", "no available memory", "cannot auto-fit", "less than desired", "larger than the available kv")
 """What vLLM says in many words where the weights or one sequence do not fit."""
@@ -49,6 +54,9 @@ class VllmTeacher:
         self._sampling = sampling
         self._batch_size = batch_size
         self._context = int(engine.model_config.max_model_len)
+        padding = range(len(tokenizer), engine.model_config.get_vocab_size())
+        self._never = dict.fromkeys(padding, NEVER)
+        """Rows that pad the vocabulary are no tokens, and vLLM draws them like any other."""
 
     @staticmethod
     def load(path: Path, batch: Batch, sampling: Sampling) -> VllmTeacher:
@@ -115,6 +123,7 @@ class VllmTeacher:
             seed=request.seed % 2**31,
             max_tokens=room,
             stop_token_ids=list(self.ends),
+            logit_bias=self._never or None,
             logprobs=self._sampling.k or None,
             flat_logprobs=self._sampling.k > 0,
             detokenize=False,
@@ -131,7 +140,7 @@ class VllmTeacher:
             text=self._tokenizer.decode(tokens[:-1] if complete else tokens, skip_special_tokens=True),
             complete=complete,
             token_ids=tuple(tokens),
-            signal=signal_of_flat(scores.token_ids, scores.logprobs, tokens, k) if k else None,
+            signal=signal_of_flat(scores.token_ids, scores.logprobs, tokens, k, len(self._tokenizer)) if k else None,
             tokens=len(tokens),
         )
 
@@ -188,6 +197,8 @@ def failure_of(error: Exception, batch: Batch) -> StageError | None:
         return DeviceOutOfMemory(
             "DeviceOutOfMemory", f"The teacher does not fit {where}: raise {more}, or use a smaller precision ({text})."
         )
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return None  # the stage knows what to say of a full disk
     if isinstance(error, OSError) or "any model weights" in text:
         return NotFound("ModelUnreadable", f"vLLM cannot read the teacher: {text}.")
     if isinstance(error, ValueError | NotImplementedError):
