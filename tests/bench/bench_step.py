@@ -35,6 +35,8 @@ from bench_loss import STUDENTS, Size, Spent, answers, machine, peak_mib
 from kubedistill_api.training import Training
 
 WARM_UP = 3
+LAUNCHED = {"LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+"""What would tell TRL that a launcher started it."""
 SIZES = {device: replace(size, rows=8) for device, size in STUDENTS.items()}
 """Sixteen rows of a large vocabulary are more than GKDTrainer fits into 80 GB."""
 
@@ -56,7 +58,8 @@ def main() -> int:
     }
     for name in WAYS:
         command = [sys.executable, __file__, f"--only={name}", *flags]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        alone = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+        done = subprocess.run(command, env=alone, check=False, capture_output=True, text=True)
         if done.returncode:
             print(done.stderr[-3000:], file=sys.stderr)
             return done.returncode

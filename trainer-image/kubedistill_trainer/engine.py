@@ -79,6 +79,7 @@ def together(place: Place, rendezvous: Path) -> Iterator[None]:
     else:
         set_accelerator(CPU_Accelerator())  # else it moves everything to a GPU that it finds
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled, for a minute or more
+    before = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = str(place.rank)  # DeepSpeed insists on it, whoever launched it
     backend = "nccl" if place.device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(
@@ -93,6 +94,10 @@ def together(place: Place, rendezvous: Path) -> Iterator[None]:
         yield
     finally:
         deepspeed.comm.destroy_process_group()
+        if before is None:  # others read it as "launched by torchrun", also in processes that this one starts
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before
 
 
 def configuration(training: Training, micro_batch_size: int) -> dict[str, Any]:
