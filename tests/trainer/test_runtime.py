@@ -95,3 +95,12 @@ def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, stage: Any) -> None
     assert isinstance(failed, FailedResult)
     assert (failed.reason, failed.exit_code) == ("DiskFull", Exit.TRANSIENT)
     assert "ask for ephemeral-storage" in failed.message
+
+
+def test_a_torn_file_is_no_full_disk(tmp_path: Path) -> None:
+    torn = tmp_path / "torn.pt"
+    torch.save(torch.zeros(2**10), torn)
+    torn.write_bytes(torn.read_bytes()[:2000])
+    with pytest.raises(RuntimeError, match="PytorchStreamReader") as error:
+        torch.load(torn)
+    assert runtime.describe(error.value, ALONE).reason == "UnexpectedError"

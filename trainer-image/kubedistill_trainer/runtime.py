@@ -224,7 +224,8 @@ def _is_full(error: BaseException) -> bool:
 
     Libraries in Rust have words only, torch's writer hides even those, and ranks hand on words.
     """
-    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "inline_container.cc", "iostream error")
+    torchs = ("PytorchStreamWriter failed", "] . unexpected pos ", "iostream error")
+    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), *torchs)
     found: BaseException | None = error
     while found is not None:
         if getattr(found, "errno", None) in FULL or any(each in str(found) for each in words):
