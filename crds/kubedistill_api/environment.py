@@ -8,6 +8,8 @@ TERMINATION_LOG = "KUBEDISTILL_TERMINATION_LOG"
 TERMINATION_LOG_DEFAULT = "/dev/termination-log"
 PORT = "KUBEDISTILL_PORT"
 PORT_DEFAULT = 9100
+MEETING_PORT = 29500
+"""Where the first node of a training over several nodes meets the others."""
 CLAIM_ROOT = "KUBEDISTILL_CLAIM_ROOT"
 CLAIM_ROOT_DEFAULT = "/mnt/pvc"
 """`pvc://claim/path` is `<claim root>/claim/path` inside a stage."""

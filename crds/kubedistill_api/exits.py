@@ -25,3 +25,6 @@ class Exit(IntEnum):
 
 
 PERMANENT = frozenset({Exit.BAD_CONFIGURATION, Exit.BAD_DATA, Exit.NOT_FOUND})
+
+PEER_LOST = "PeerLost"
+"""The reason of a pod that failed only because another one of its stage did: it is never the one to blame."""

@@ -70,6 +70,11 @@ def teacher_name(job: str, teacher: str, attempt: int) -> str:
     return bounded(f"{job}-teacher-{teacher}-{attempt}")
 
 
+def meeting_name(job: str) -> str:
+    """The name of the headless Service through which the nodes of a training find each other, whatever the attempt."""
+    return bounded(f"{job}-train")
+
+
 def claim_name(job: str) -> str:
     """The name of the workspace's PersistentVolumeClaim when the job owns it."""
     return bounded(f"{job}-workspace")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kubedistill_api.base import DNS_LABEL, GROUP, KIND, VERSION, Model, Task, Tolerant
+from kubedistill_api.base import GROUP, KIND, VERSION, Model, Task, Tolerant
 from kubedistill_api.data import Data
 from kubedistill_api.evaluation import TIMED, Evaluation, Gate, GateOf, Metric
 from kubedistill_api.generation import Generation, Reasoning, Signal, Tail
@@ -22,6 +22,8 @@ from kubedistill_api.uris import overlaps
 
 LABELLED_TASKS = (Task.CLASSIFICATION, Task.QUESTION_ANSWERING, Task.MATH)
 """Their answers are right or wrong where the label is known."""
+SERVICE_NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
+"""RFC 1035, as Services are named: no digit in front."""
 EXTERNAL_TOP_K = 20
 """The OpenAI API gives at most so many logprobs for a position."""
 
@@ -106,6 +108,14 @@ class DistillationJobSpec(Model):
             "write training.deepspeed.zeroStage: 0, 1 or 2, or student.adapter.type: LoRA",
             holds=lambda spec: spec.training.deepspeed.zero_stage != 3 or not spec.student.in_four_bits,
             field="training.deepspeed.zeroStage",
+        ),
+        Rule(
+            cel="self.training.nodes == 1 || has(self.workspace.uri) || (has(self.workspace.pvc) && "
+            "'ReadWriteMany' in self.workspace.pvc.accessModes)",
+            message="training over several nodes needs a workspace that all of them can mount: write workspace.uri "
+            "(s3://…), workspace.pvc.accessModes: [ReadWriteMany], or training.nodes: 1",
+            holds=lambda spec: spec.training.nodes == 1 or spec.workspace.for_several_nodes,
+            field="workspace",
         ),
         Rule(
             cel="self.generation.signal != 'TopK' || self.teachers.all(teacher, !has(teacher.external) || "
@@ -307,10 +317,10 @@ _SPEC_FIELDS = (
 )  # fmt: skip
 
 NAME_LIMIT_RULE = Rule(
-    cel="self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-    message="the name of a DistillationJob is a DNS label of at most 40 characters (no dots), since its pods' names "
-    "are made from it",
-    holds=lambda job: len(job.metadata.name) <= 40 and re.fullmatch(DNS_LABEL, job.metadata.name) is not None,
+    cel="self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    message="the name of a DistillationJob is a DNS label of at most 40 characters that begins with a letter (no "
+    "dots), since the names of its pods and Services are made from it",
+    holds=lambda job: len(job.metadata.name) <= 40 and re.fullmatch(SERVICE_NAME, job.metadata.name) is not None,
     field="metadata.name",
 )
 

@@ -47,7 +47,7 @@ class WorkspaceClaim(Model):
     storage_class_name: ObjectName | None = None
     """Absent: the cluster's default."""
     access_modes: Annotated[list[AccessMode], Field(min_length=1, max_length=3)] = [AccessMode.READ_WRITE_ONCE]
-    """ReadWriteOnce keeps all stages on one node."""
+    """ReadWriteOnce keeps all stages on one node; `training.nodes` above 1 need ReadWriteMany, also of `claimName`."""
 
 
 class Workspace(Model):
@@ -71,6 +71,12 @@ class Workspace(Model):
     """`s3://bucket/prefix` or `pvc://claim/path`; `file:///path` with the local runner."""
     pvc: WorkspaceClaim | None = None
     """A volume. With neither: a claim of 50Gi owned by the job."""
+
+    @property
+    def for_several_nodes(self) -> bool:
+        """Whether pods on several nodes can use it at one time, as far as the spec says."""
+        shared = self.pvc is not None and AccessMode.READ_WRITE_MANY in self.pvc.access_modes
+        return self.uri is not None or shared
 
 
 class Credentials(Model):

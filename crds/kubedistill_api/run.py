@@ -111,6 +111,10 @@ class TrainRun(RunBase):
     """How it is trained."""
     micro_batch_size: Annotated[int, Field(ge=1)]
     """The spec's, or a half of it after the device's memory was full."""
+    leader: str | None = None
+    """`host:port` at which the first of several nodes meets the others; absent: one node."""
+    join_seconds: Annotated[int, Field(ge=1)] | None = None
+    """How long the nodes wait for each other; absent: half an hour."""
     prepared: str
     """Prepare's folder."""
     answers: list[str]

@@ -203,12 +203,6 @@ class Training(Model):
 
     rules: ClassVar = (
         Rule(
-            cel="self.nodes == 1",
-            message="training over several nodes is not built yet: write nodes: 1",
-            holds=lambda training: training.nodes == 1,
-            field="nodes",
-        ),
-        Rule(
             cel="self.hyperparameters.globalBatchSize % (self.hyperparameters.microBatchSize * self.nodes * "
             "(self.gpusPerNode > 0 ? self.gpusPerNode : self.processesPerNode)) == 0",
             message="hyperparameters.globalBatchSize must be a multiple of microBatchSize x devices (nodes x "
@@ -229,7 +223,7 @@ class Training(Model):
     early_stopping: EarlyStopping | None = None
     """Absent: off. The weights of the lowest validation loss are kept either way."""
     nodes: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Nodes that train together."""
+    """Nodes that train together; their pods start, and start again, as one group."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
     """GPUs, and so processes, of each node; 0: CPU."""
     processes_per_node: Annotated[int, Field(ge=1, le=64)] = 1
@@ -246,6 +240,11 @@ class Training(Model):
     """`HalveMicroBatch` keeps the global batch, at most three times."""
 
     @property
+    def processes(self) -> int:
+        """Processes of each node."""
+        return self.gpus_per_node or self.processes_per_node
+
+    @property
     def world_size(self) -> int:
         """Processes that train together."""
-        return self.nodes * (self.gpus_per_node or self.processes_per_node)
+        return self.nodes * self.processes

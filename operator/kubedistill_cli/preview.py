@@ -7,6 +7,7 @@ from typing import Any
 
 from kubedistill_api.base import Stage
 from kubedistill_api.job import DistillationJob
+from kubedistill_api.run import TrainRun
 from kubedistill_api.status import StageState
 from kubedistill_operator.core import records
 from kubedistill_operator.core.pipeline import pipeline
@@ -14,6 +15,7 @@ from kubedistill_operator.core.planner import plan
 from kubedistill_operator.core.runs import run_for
 from kubedistill_operator.core.seen import Seen
 from kubedistill_operator.core.settings import Settings
+from kubedistill_operator.manifests.meeting import meeting_service
 from kubedistill_operator.manifests.run_file import run_file
 from kubedistill_operator.manifests.stage_job import stage_job
 from kubedistill_operator.manifests.teacher import teacher_deployment, teacher_service
@@ -32,7 +34,8 @@ def all_stages(job: DistillationJob, now: datetime, settings: Settings) -> list[
     made: list[dict[str, Any]] = [m for m in first_pass(job, now, settings) if m["kind"] == "PersistentVolumeClaim"]
     for step in pipeline(job.spec):
         run = run_for(job, status, step.key, 1, settings)
-        made += [run_file(job, run), stage_job(job, run, settings)]
+        service = [meeting_service(job)] if isinstance(run, TrainRun) and run.leader else []
+        made += [*service, run_file(job, run), stage_job(job, run, settings)]
         if step.key.stage is Stage.GENERATE and step.served_teacher:
             teacher = job.spec.teacher(step.key.teacher)
             owner = "the-uid-of-the-generate-job"

@@ -67,14 +67,14 @@ def test_nulls_are_absent_fields_as_in_the_api_server() -> None:
 
 
 def test_all_problems_come_at_once_with_their_paths() -> None:
-    document = changed("training.nodes", 2)
+    document = changed("runPolicy.maxGpuHours", 2)
     document["spec"]["generation"] = {"reasoning": "ChainOfDensity"}
     document["spec"]["data"]["train"]["uri"] = "gs://bucket/x"
     found = problems(document)
     assert [line.split(":")[0] for line in found] == [
         "spec.generation.reasoning",
         "spec.data.train.uri",
-        "spec.training.nodes",
+        "spec.runPolicy.maxGpuHours",
     ]
 
 
@@ -91,6 +91,7 @@ REFUSALS = {
     "biased tail": ("generation", {"tail": "Sampled", "temperature": 0.7}, "tail: Sampled is unbiased only"),
     "two ways to reach a teacher": ("teachers[0].batch", {}, "exactly one of serving"),
     "two students": ("student.prunedFrom", {"teacher": "big", "layers": 2}, "exactly one of model"),
+    "nodes that cannot share": ("training.nodes", 2, "ReadWriteMany"),
     "batch that does not divide": ("training.hyperparameters.globalBatchSize", 15, "multiple of microBatchSize"),
     "output over an input": ("output.uri", "hf://owner/small", "output.uri"),
     "owned flag": ("teachers[0].serving.extraArgs", ["--port=1"], "extraArgs holds a flag"),

@@ -142,7 +142,7 @@ def ours(asked: argparse.Namespace) -> dict[str, Any]:
     before = peak_mib(asked.device)
     model.set_attn_implementation(attention.install())
     spent = []
-    with tempfile.TemporaryDirectory() as folder, together(place, Path(folder) / "rendezvous"):
+    with tempfile.TemporaryDirectory() as folder, together(place, (Path(folder) / "rendezvous").as_uri()):
         examples = Examples.write(Path(folder) / "examples", read_shard(stored)[1], signals=True)
         engine = Engine(Distiller(model, forward_kl_bucket, size.vocabulary), training, size.rows, place)
         for _ in range(asked.steps + WARM_UP):

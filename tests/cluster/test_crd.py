@@ -194,7 +194,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"teachers": [{"name": "t", "batch": {"engine": "Transformers"}}]},
         "a teacher with serving or batch needs its weights",
     ),
-    "training-nodes": ({"training.nodes": 2}, "training over several nodes is not built yet"),
+    "training-nodes": ({"training.nodes": 2}, "needs a workspace that all of them can mount"),
+    "training-nodes-once": (
+        {"training.nodes": 2, "workspace": {"pvc": {"claimName": "c"}}},
+        "needs a workspace that all of them can mount",
+    ),
     "global-batch": (
         {"training.hyperparameters": {"globalBatchSize": 10, "microBatchSize": 4}},
         "globalBatchSize must be a multiple",

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from kubedistill_cli.local.folders import JobFolder
-from kubedistill_cli.local.translation import command_of
+from kubedistill_cli.local.translation import command_of, run_file_of
 from kubedistill_operator.manifests.stage_job import ENTRYPOINT
 
 ROOT = Path(__file__).parents[2]
@@ -33,3 +33,9 @@ def test_a_teacher_keeps_its_own_command_with_a_port_and_a_folder_of_this_machin
     command = command_of(container, FOLDER, 4711)
     assert command[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     assert command[3:] == ["--model=/somewhere/claims/models/big", "--port=4711"]
+
+
+def test_nodes_meet_on_this_machine() -> None:
+    run = {"stage": "Train", "leader": "small-train-1-0.small-train.default.svc:29500"}
+    assert json.loads(run_file_of(json.dumps(run), {}, 4712))["leader"] == "127.0.0.1:4712"
+    assert "leader" not in json.loads(run_file_of(json.dumps({"stage": "Train"}), {}, 0))

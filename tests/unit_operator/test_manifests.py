@@ -61,10 +61,11 @@ def cases(kit: Kit) -> dict[str, DistillationJob]:
         "vllm-on-cpus": example("02"),
         "production": example("03"),
         "external-teacher": example("04"),
+        "two-nodes": kit["a_job"](training={"nodes": 2, "gpusPerNode": 4}, workspace={"uri": "s3://acme/workspace"}),
     }
 
 
-NAMES = ("minimal", "every-override", "queued", "vllm-on-cpus", "production", "external-teacher")
+NAMES = ("minimal", "every-override", "queued", "vllm-on-cpus", "production", "external-teacher", "two-nodes")
 
 
 @pytest.fixture(params=NAMES)
@@ -165,7 +166,7 @@ def test_every_container_asks_for_resources_that_the_api_server_takes(
         assert {k: v for k, v in requests.items() if "/" in k} == {k: v for k, v in limits.items() if "/" in k}, name
 
 
-OWNERS = {"Job": "uid-1", "ConfigMap": "uid-1", "PersistentVolumeClaim": "uid-1"}
+SERVERS = ("Deployment", "Service")
 
 
 def test_every_object_goes_with_its_one_owner(case: tuple[str, DistillationJob, list[Manifest]]) -> None:
@@ -177,7 +178,7 @@ def test_every_object_goes_with_its_one_owner(case: tuple[str, DistillationJob, 
         (owner,) = manifest["metadata"]["ownerReferences"]
         assert owner["controller"] is True
         assert "blockOwnerDeletion" not in owner, "that would ask for rights on finalizers"
-        if manifest["kind"] in ("Deployment", "Service"):
+        if manifest["metadata"]["labels"].get("kubedistill.io/teacher") and manifest["kind"] in SERVERS:
             assert (owner["apiVersion"], owner["kind"]) == ("batch/v1", "Job"), "the dead-man's switch"
             assert owner["name"] in generates
         else:
@@ -247,7 +248,7 @@ def test_a_teacher_is_started_by_a_completion_and_kept_by_its_health(
     case: tuple[str, DistillationJob, list[Manifest]],
 ) -> None:
     _, job, made = case
-    services = {m["metadata"]["name"]: m for m in of(made, "Service")}
+    services = {m["metadata"]["name"]: m for m in of(made, "Service") if m["spec"].get("clusterIP") != "None"}
     for manifest in of(made, "Deployment"):
         serving = job.spec.teacher(manifest["metadata"]["labels"]["kubedistill.io/teacher"]).serving
         assert serving is not None
@@ -268,6 +269,33 @@ def test_a_teacher_is_started_by_a_completion_and_kept_by_its_health(
         asked = next(m for m in of(made, "ConfigMap") if f"{service['metadata']['name']}.team.svc" in str(m["data"]))
         assert f":{port['port']}/v1" in asked["data"]["run.json"]
     assert services == {}
+
+
+def test_nodes_that_train_together_have_names_that_each_other_knows(kit: Kit) -> None:
+    """https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/"""
+    made = all_stages(cases(kit)["two-nodes"], kit["START"], Settings())
+    kinds = [m["kind"] for m in made if m["metadata"]["labels"]["kubedistill.io/stage"] == "Train"]
+    assert kinds == ["Service", "ConfigMap", "Job"], "a pod without its name would find nobody"
+    (service,) = [m for m in of(made, "Service") if m["spec"].get("clusterIP") == "None"]
+    (train,) = [m for m in of(made, "Job") if m["metadata"]["labels"]["kubedistill.io/stage"] == "Train"]
+    (told,) = [json.loads(m["data"]["run.json"]) for m in of(made, "ConfigMap") if '"leader"' in str(m["data"])]
+    spec, pod = train["spec"], train["spec"]["template"]["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
+    assert spec["backoffLimit"] == 0, "one that fails takes the others with it: they start anew together"
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert "kubedistill.io/attempt" not in service["spec"]["selector"], "one Service for all attempts"
+    (port,) = [p["containerPort"] for p in pod["containers"][0]["ports"] if p["name"] == "meeting"]
+    assert told["leader"] == f"{train['metadata']['name']}-0.{pod['subdomain']}.team.svc:{port}"
+    assert (told["training"]["nodes"], pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) == (2, 4)
+
+
+def test_one_node_has_nobody_to_meet(kit: Kit) -> None:
+    made = all_stages(cases(kit)["minimal"], kit["START"], Settings())
+    assert not [m for m in of(made, "Service") if m["spec"].get("clusterIP") == "None"]
+    assert not any("subdomain" in pod for _, pod in pods(made))
+    assert not any('"leader"' in str(m["data"]) for m in of(made, "ConfigMap"))
 
 
 def test_a_run_file_is_immutable_and_mounted_by_its_job(case: tuple[str, DistillationJob, list[Manifest]]) -> None:

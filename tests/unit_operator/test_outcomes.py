@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from kubedistill_api.base import Stage
+from kubedistill_api.exits import PEER_LOST
 from kubedistill_api.identity import StageKey
 from kubedistill_api.results import FailedResult, GenerateResult
 from kubedistill_api.status import FailureClass, Ledger, Score
@@ -28,6 +29,9 @@ def words(code: int, class_: FailureClass, reason: str = "Reasoned", **more: obj
     return FailedResult.model_validate(
         {"stage": "Train", "exit_code": code, "class_": class_, "reason": reason, "message": "Mend it.", **more}
     )
+
+
+LOST = words(75, FailureClass.INFRASTRUCTURE, PEER_LOST)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,18 @@ def words(code: int, class_: FailureClass, reason: str = "Reasoned", **more: obj
         pytest.param(
             replace(JOB, pods=(pod(143), pod(65, result=words(65, FailureClass.BAD_DATA)), pod(137, disrupted=True))),
             FailureClass.BAD_DATA, "Reasoned", Remedy.NONE, id="the-cause-before-its-victims",
+        ),
+        pytest.param(
+            replace(JOB, pods=(pod(75, result=LOST), pod(137), pod(75, result=LOST))),
+            FailureClass.APPLICATION, "Killed", Remedy.RETRY, id="a-killed-node-before-those-that-lost-it",
+        ),
+        pytest.param(
+            replace(JOB, pods=(pod(75, result=LOST), pod(137, disrupted=True))),
+            FailureClass.PREEMPTED, "Preempted", Remedy.RESUME, id="an-evicted-node-before-one-that-lost-it",
+        ),
+        pytest.param(
+            replace(JOB, pods=(pod(75, result=LOST),)),
+            FailureClass.INFRASTRUCTURE, "PeerLost", Remedy.RETRY, id="nobody-else-to-blame",
         ),
         pytest.param(
             replace(JOB, reason="DeadlineExceeded", pods=(pod(143),)),

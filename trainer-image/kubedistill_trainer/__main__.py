@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
 def _hush_libraries() -> None:
     """Keep the log for what the stage says: how far it is, the progress endpoint tells. Ranks inherit this."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told by us, without a stack of C++
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars obey it too, if it is set early
 
 

@@ -23,10 +23,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kubedistill_api.exits import PEER_LOST
 from kubedistill_api.training import OWNED_DEEPSPEED_KEYS, Precision, Training
 from kubedistill_trainer.core.batching import MicroBatch
 from kubedistill_trainer.core.signals import LossSum
 from kubedistill_trainer.distiller import MODEL, Distiller
+from kubedistill_trainer.errors import Transient
+from kubedistill_trainer.meeting import table_at
 
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
@@ -59,20 +62,40 @@ COLLECTIVE_TIMEOUT = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Place:
-    """This process among those that train together, all on one node."""
+    """This process among those that train together."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    per_node: int = 1
+    """Processes of each node. Ranks are counted node by node."""
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def node(self) -> int:
+        return self.rank // self.per_node
+
+    @property
+    def local_rank(self) -> int:
+        """This process among those of its node."""
+        return self.rank % self.per_node
+
+    @property
+    def nodes(self) -> int:
+        return self.world_size // self.per_node
+
 
 @contextmanager
-def together(place: Place, rendezvous: Path) -> Iterator[None]:
-    """Collectives work inside the block. `rendezvous` is a file that does not exist yet, the same for all ranks."""
+def together(place: Place, rendezvous: str) -> Iterator[None]:
+    """Collectives work inside the block. `rendezvous` is the same for all ranks: the URI of a file that does not exist
+    yet, or `tcp://host:port` of a TCPStore.
+
+    Raises:
+        Transient: PeerLost; a collective failed, most likely because another process is gone.
+    """
     if place.device.type == "cuda":
         set_accelerator(CUDA_Accelerator())
         torch.cuda.set_device(place.device)
@@ -80,24 +103,41 @@ def together(place: Place, rendezvous: Path) -> Iterator[None]:
         set_accelerator(CPU_Accelerator())  # else it moves everything to a GPU that it finds
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled, for a minute or more
     before = os.environ.get("LOCAL_RANK")
-    os.environ["LOCAL_RANK"] = str(place.rank)  # DeepSpeed insists on it, whoever launched it
+    os.environ["LOCAL_RANK"] = str(place.local_rank)  # DeepSpeed insists on it, whoever launched it
     backend = "nccl" if place.device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(
-        backend,
-        init_method=rendezvous.absolute().as_uri(),
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=COLLECTIVE_TIMEOUT,
-    )
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT)
     try:
+        torch.distributed.init_process_group(
+            backend,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+            **_meeting_point(rendezvous),
+        )
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT)
         yield
+    except RuntimeError as error:
+        if place.world_size == 1 or not _is_of_a_collective(error):
+            raise
+        raise Transient(PEER_LOST, f"Another process of the training is gone: {error}") from error
     finally:
         deepspeed.comm.destroy_process_group()
         if before is None:  # others read it as "launched by torchrun", also in processes that this one starts
             del os.environ["LOCAL_RANK"]
         else:
             os.environ["LOCAL_RANK"] = before
+
+
+def _meeting_point(rendezvous: str) -> dict[str, Any]:
+    if rendezvous.startswith("file:"):
+        return {"init_method": rendezvous}
+    table = table_at(rendezvous)
+    table.set_timeout(COLLECTIVE_TIMEOUT)
+    return {"store": torch.distributed.PrefixStore("ranks", table)}  # type: ignore[attr-defined]
+
+
+def _is_of_a_collective(error: RuntimeError) -> bool:
+    """Gloo's errors are told from others by their words only."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
 def configuration(training: Training, micro_batch_size: int) -> dict[str, Any]:
@@ -210,6 +250,7 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights and optimizer state into a checkpoint's folder, and wait for the others."""
+        (folder / TAG).mkdir(parents=True, exist_ok=True)  # DeepSpeed makes it on the first node only
         with _quiet():
             self._engine.save_checkpoint(
                 str(folder),

@@ -1,4 +1,4 @@
-"""The processes of one training on one node: started, listened to, stopped together.
+"""The processes of one training on this node: started, listened to, stopped together.
 
 The parent serves progress, catches SIGTERM and writes the result, as in any other stage. It does not use torchrun:
 that answers every failure with exit code 1 and kills the ranks 30 s after a SIGTERM, finished with their checkpoint or
@@ -6,10 +6,12 @@ not. What the parent does instead:
 
 - SIGTERM is passed on; the ranks agree on a step, write their checkpoint, and raise Stopped. All may finish: the one
   that marks the checkpoint complete is seldom the first that is done.
-- The first rank that fails ends all others at once: they wait in a collective for one who will not come.
+- The first rank that fails ends all others at once: they wait in a collective for one who will not come. A rank that
+  only lost another says so (PeerLost), and the one that was lost is waited for a moment, since it knows why.
 - A rank whose parent died ends itself, so that no orphan writes beside a new attempt.
+- Ranks of other nodes have parents of their own; `Others` brings what happened there.
 
-One process is no special case for the work, but it is done here, without a child.
+One process is no special case for the work, but where no other node is there it is done here, without a child.
 """
 
 from __future__ import annotations
@@ -18,18 +20,34 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
+from kubedistill_api.exits import PEER_LOST
 from kubedistill_trainer.errors import StageError, Stopped, Transient
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 POLL_SECONDS = 0.2
+CAUSE_SECONDS = 5.0
+"""How long the cause of a lost rank is waited for."""
+STOP_SECONDS = 60.0
+"""How long ranks may take to stop because another node was asked to: they stop at the same step, or wait for nobody."""
+
+
+class Others(Protocol):
+    """The other nodes."""
+
+    def trouble(self) -> Exception | None:
+        """Why it is over for all nodes, where it is."""
+
+    def asked_to_stop(self) -> bool:
+        """Whether another node was asked to stop."""
 
 
 class Work(Protocol[Result_co]):
@@ -66,19 +84,30 @@ class _Failed:
     reason: str
     message: str
 
+    @property
+    def consequence(self) -> bool:
+        """Whether it says only that another rank is gone."""
+        return self.reason == PEER_LOST
+
     def error(self, rank: int) -> Exception:
         return self.kind(self.reason, self.message) if self.kind else RuntimeError(f"rank {rank}: {self.message}")
 
 
-def run_together(work: Work[Result], world_size: int, stopping: threading.Event, hear: Callable[[Any], None]) -> Result:
-    """Run `work` on every rank and return what rank 0 returned. What ranks tell is heard in this process.
+def run_together(
+    work: Work[Result],
+    ranks: Sequence[int],
+    stopping: threading.Event,
+    hear: Callable[[Any], None],
+    others: Others | None = None,
+) -> Result:
+    """Run `work` on this node's ranks and return what the first of them returned. What they tell is heard here.
 
-    Raises what the first failing rank raised, a StageError as such, anything else as RuntimeError; Stopped, when every
-    rank has ended and one of them stopped.
+    Raises what the first failing rank raised, a StageError as such, anything else as RuntimeError; the trouble of
+    `others`; Stopped, when every rank has ended and one of them stopped.
     """
-    if world_size == 1:
-        return work(0, stopping, hear)
-    group = _Group(work, world_size)
+    if len(ranks) == 1 and others is None:
+        return work(ranks[0], stopping, hear)
+    group = _Group(work, ranks, others)
     try:
         return group.watch(stopping, hear)
     finally:
@@ -97,60 +126,86 @@ def usable_cpus() -> int:
 
 
 class _Group(Generic[Result]):
-    def __init__(self, work: Work[Result], world_size: int) -> None:
+    def __init__(self, work: Work[Result], ranks: Sequence[int], others: Others | None) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self._ranks: list[tuple[BaseProcess, Connection]] = []
-        for rank in range(world_size):
+        self._others = others
+        self._told_to_stop: float | None = None
+        self._failures: list[tuple[float, int, _Failed]] = []
+        self._ranks: dict[int, tuple[BaseProcess, Connection]] = {}
+        for rank in ranks:
             ours, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=_main, args=(work, rank, theirs), name=f"rank {rank}", daemon=True)
             process.start()
             theirs.close()
-            self._ranks.append((process, ours))
+            self._ranks[rank] = process, ours
 
     def watch(self, stopping: threading.Event, hear: Callable[[Any], None]) -> Result:
         """Listen until all ranks are done."""
         results: dict[int, Result] = {}
         stopped: set[int] = set()
-        told_to_stop = False
         while len(results) + len(stopped) < len(self._ranks):
-            if stopping.is_set() and not told_to_stop:
-                told_to_stop = True
-                for process, _ in self._ranks:
-                    process.terminate()
-            ended = results.keys() | stopped
-            open_pipes = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks) if rank not in ended}
-            ready = wait(list(open_pipes), timeout=POLL_SECONDS)
-            messages = [(open_pipes[pipe], self._receive(open_pipes[pipe], told_to_stop)) for pipe in ready]  # type: ignore[index]
-            for _, message in messages:
-                if isinstance(message, _Told):
-                    hear(message.value)
-            stopped |= {rank for rank, message in messages if isinstance(message, _Stopped)}
-            failures = [(rank, message) for rank, message in messages if isinstance(message, _Failed)]
-            if failures:
-                rank, failure = min(failures, key=lambda each: (each[1].kind is None, each[0]))
-                raise failure.error(rank)
-            results |= {rank: message.result for rank, message in messages if isinstance(message, _Done)}
+            self._look_beyond(stopping)
+            ended = {*results, *stopped, *(rank for _, rank, _ in self._failures)}
+            open_pipes = {pipe: rank for rank, (_, pipe) in self._ranks.items() if rank not in ended}
+            for pipe in wait(list(open_pipes), timeout=POLL_SECONDS):
+                rank = open_pipes[pipe]  # type: ignore[index]
+                match self._receive(rank):
+                    case _Told(value):
+                        hear(value)
+                    case _Done(result):
+                        results[rank] = result
+                    case _Stopped():
+                        stopped.add(rank)
+                    case _Failed() as failure:
+                        self._failures.append((time.monotonic(), rank, failure))
+            self._raise_the_cause()
+            if not open_pipes:
+                time.sleep(POLL_SECONDS)  # a failure waits for its cause
         if stopped:
             raise Stopped
-        return results[0]
+        return results[min(results)]
+
+    def _look_beyond(self, stopping: threading.Event) -> None:
+        """Pass on what this node and the others were asked; raises what ended the others."""
+        asked = stopping.is_set() or (self._others is not None and self._others.asked_to_stop())
+        if asked and self._told_to_stop is None:
+            self._told_to_stop = time.monotonic()
+            for process, _ in self._ranks.values():
+                process.terminate()
+        if self._others is None:
+            return
+        if (trouble := self._others.trouble()) is not None:
+            self._raise_the_cause(at_once=True)
+            raise trouble
+        if self._told_to_stop is not None and time.monotonic() - self._told_to_stop > STOP_SECONDS:
+            raise Stopped  # the others are gone; what the last checkpoint holds is what there is
+
+    def _raise_the_cause(self, *, at_once: bool = False) -> None:
+        """Raise the failure that explains the others, once it is known; `at_once`: only one that is no consequence."""
+        if not self._failures:
+            return
+        since = self._failures[0][0]
+        _, rank, failure = min(self._failures, key=lambda each: (each[2].consequence, each[2].kind is None, each[1]))
+        if not failure.consequence or (not at_once and time.monotonic() - since > CAUSE_SECONDS):
+            raise failure.error(rank)
 
     def end(self) -> None:
         """No rank is left."""
-        for process, pipe in self._ranks:
+        for process, pipe in self._ranks.values():
             process.join(timeout=0 if process.exitcode is None else None)
             if process.is_alive():
                 process.kill()
             process.join()
             pipe.close()
 
-    def _receive(self, rank: int, told_to_stop: bool) -> Any:
+    def _receive(self, rank: int) -> Any:
         process, pipe = self._ranks[rank]
         try:
             return pipe.recv()
         except EOFError:
             process.join()
             code = process.exitcode or 0
-            if told_to_stop and code == -signal.SIGTERM:
+            if self._told_to_stop is not None and code == -signal.SIGTERM:
                 raise Stopped from None  # it had not begun to listen: no step was taken, and the others wait for it
             return _died(rank, code)
 

@@ -46,6 +46,8 @@ class LocalChild(BaseModel):
     message: str = ""
     deleting_since: datetime | None = None
     pods: dict[int, LocalPod] = {}
+    meeting_port: int = 0
+    """Where the pods of this attempt meet, if they need each other."""
 
     @property
     def kind(self) -> str:
@@ -66,6 +68,11 @@ class LocalChild(BaseModel):
     def held(self) -> bool:
         """Whether it is a Job that may have no pod yet."""
         return self.kind == "Job" and self.manifest["spec"].get("parallelism") == 0
+
+    @property
+    def meets(self) -> bool:
+        """Whether it is a Job whose pods need each other: they have a name that the others know."""
+        return self.kind == "Job" and "subdomain" in self.manifest["spec"]["template"]["spec"]
 
     @property
     def container(self) -> dict[str, Any]:

@@ -211,9 +211,12 @@ class LocalCluster:
         home = self._folder.pod(pod.name)
         config = self._children.get("ConfigMap", child.name)
         text = config.manifest["data"][KEY] if config else ""
-        write_whole(home / KEY, translation.run_file_of(text, self._teacher_ports()))
+        if child.meets and index == 0:
+            child.meeting_port = free_port()
+        write_whole(home / KEY, translation.run_file_of(text, self._teacher_ports(), child.meeting_port))
         (home / "result.json").unlink(missing_ok=True)
-        self._folder.scratch.mkdir(parents=True, exist_ok=True)
+        scratch = self._folder.scratch / f"node-{index}" if child.meets else self._folder.scratch
+        scratch.mkdir(parents=True, exist_ok=True)
         shared = min(int(child.manifest["spec"].get("parallelism", 1)), self._cores)
         variables = {
             **translation.variables_of(child.container, os.environ, self._folder),
@@ -221,6 +224,7 @@ class LocalCluster:
             environment.TERMINATION_LOG: str(home / "result.json"),
             environment.PORT: str(pod.port),
             environment.COMPLETION_INDEX: str(index),
+            environment.SCRATCH: str(scratch),
         }
         if shared > 1:
             variables.setdefault("OMP_NUM_THREADS", str(max(1, self._cores // shared)))

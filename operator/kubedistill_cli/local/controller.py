@@ -36,7 +36,8 @@ def decide(job: LocalChild, now: datetime, cores: int) -> Decision:
     done = [pod for pod in job.pods.values() if pod.exit_code == 0]
     if len(done) == completions:
         return Decision(end=JobState.SUCCEEDED)
-    room = max(1, min(int(spec.get("parallelism", 1)), cores)) - len(running)
+    wanted = int(spec.get("parallelism", 1))
+    room = (wanted if job.meets else max(1, min(wanted, cores))) - len(running)
     waiting = [
         i for i in range(completions) if (pod := job.pods.get(i)) is None or not (pod.alive or pod.exit_code == 0)
     ]

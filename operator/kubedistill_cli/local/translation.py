@@ -42,13 +42,17 @@ def variables_of(container: Mapping[str, Any], inherited: Mapping[str, str], fol
     }
 
 
-def run_file_of(text: str, ports: Mapping[str, int]) -> str:
-    """The run file with a teacher's Service replaced by the port where it answers here: our DNS."""
+def run_file_of(text: str, ports: Mapping[str, int], meeting_port: int = 0) -> str:
+    """The run file with a teacher's Service, and the first node of a training, replaced by the ports where they answer
+    here: our DNS.
+    """
     run = json.loads(text)
     url = (run.get("endpoint") or {}).get("url", "")
     service = (urlsplit(url).hostname or "").split(".")[0]
     if service in ports:
         run["endpoint"]["url"] = f"http://127.0.0.1:{ports[service]}{urlsplit(url).path}"
+    if run.get("leader"):
+        run["leader"] = f"127.0.0.1:{meeting_port}"
     return json.dumps(run, indent=1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from kubedistill_api.exits import Exit
+from kubedistill_api.exits import PEER_LOST, Exit
 from kubedistill_api.results import CLASS_OF_EXIT, FailedResult, GenerateResult, Success
 from kubedistill_api.status import Failure, FailureClass
 from kubedistill_operator.core.conditions import Reason, shortened
@@ -175,13 +175,16 @@ def _broken_by(
 
 
 def _culprit(job: SeenJob) -> SeenPod | None:
-    """The pod to blame: one that says why, then one that failed by itself, then one that was disrupted."""
+    """The pod to blame: one that says why, then one that failed by itself, then one that was disrupted, and last one
+    that only lost another."""
     failed = [p for p in job.pods if p.exit_code not in (None, 0) or p.phase == "Failed" or p.disrupted]
     return min(failed, key=_innocence, default=None)
 
 
 def _innocence(pod: SeenPod) -> tuple[int, float]:
     latest = -pod.finished_at.timestamp() if pod.finished_at else 0.0
+    if isinstance(pod.result, FailedResult) and pod.result.reason == PEER_LOST:
+        return 5, latest
     if pod.terminated_reason == "OOMKilled":
         return 0, latest
     if isinstance(pod.result, FailedResult) and pod.exit_code != Exit.STOPPED_AT_CHECKPOINT:

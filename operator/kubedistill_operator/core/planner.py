@@ -10,7 +10,7 @@ from kubedistill_api.base import KIND
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.results import GenerateResult, PrepareResult
 from kubedistill_api.rules import Problem
-from kubedistill_api.run import GenerateRun, Run, looks_only
+from kubedistill_api.run import GenerateRun, Run, TrainRun, looks_only
 from kubedistill_api.status import ConditionType, Failure, FailureClass, StageStatus, Status
 from kubedistill_operator.core import records
 from kubedistill_operator.core.checks import problems, unreadable_uris
@@ -28,6 +28,7 @@ from kubedistill_operator.core.times import moment, since
 from kubedistill_operator.core.usage import with_tokens, with_usage
 from kubedistill_operator.core.watching import LOOKING, watch
 from kubedistill_operator.core.world import World
+from kubedistill_operator.manifests.meeting import meeting_service
 from kubedistill_operator.manifests.run_file import run_file
 from kubedistill_operator.manifests.stage_job import stage_job
 from kubedistill_operator.manifests.workspace import workspace_claim
@@ -145,7 +146,8 @@ def _launch(world: World, status: Status, step: Step, run: Run) -> Plan:
     """Start an attempt: the claim and the run file first, the Job that mounts them last."""
     job = stage_job(world.job, run, world.settings)
     claim = workspace_claim(world.job, world.settings) if world.seen.claim_bound is None else None
-    manifests: tuple[Manifest, ...] = (*([claim] if claim else []), run_file(world.job, run), job)
+    service = [meeting_service(world.job)] if isinstance(run, TrainRun) and run.leader else []
+    manifests: tuple[Manifest, ...] = (*([claim] if claim else []), *service, run_file(world.job, run), job)
     hindered = obstacle(world, manifests)
     if hindered is not None:
         return _hindered(world, status, step, run.attempt, hindered)

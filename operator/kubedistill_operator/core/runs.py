@@ -20,6 +20,7 @@ from kubedistill_api.run import (
 )
 from kubedistill_api.status import StageStatus, Status
 from kubedistill_operator.core.settings import Settings
+from kubedistill_operator.manifests.meeting import leader
 from kubedistill_operator.manifests.teacher import SERVED_NAME, endpoint_url
 from kubedistill_operator.manifests.workspace import workspace_uri
 
@@ -104,7 +105,7 @@ def run_for(job: DistillationJob, status: Status, key: StageKey, attempt: int, s
             return GenerateRun.model_validate({**common, **_generate_parts(job, lineage, key, attempt, settings)})
         case Stage.TRAIN:
             parts = {"micro_batch_size": micro_batch_size(job, status), "answers": lineage.answers()}
-            return TrainRun.model_validate({**common, **_shared(job, lineage), **parts})
+            return TrainRun.model_validate({**common, **_shared(job, lineage), **parts, **_meeting(job, attempt)})
         case Stage.EVALUATE:
             more = {"data": spec.data, "evaluation": spec.evaluation, "trained": lineage.folder(Stage.TRAIN)}
             return EvaluateRun.model_validate({**common, **_shared(job, lineage), **more, "answers": lineage.answers()})
@@ -121,6 +122,14 @@ def run_for(job: DistillationJob, status: Status, key: StageKey, attempt: int, s
                     "evaluated": lineage.folder(Stage.EVALUATE),
                 }
             )
+
+
+def _meeting(job: DistillationJob, attempt: int) -> dict[str, object]:
+    """Where several nodes meet, and how long they wait there: GPUs idle meanwhile, as they do for a pending pod."""
+    if job.spec.training.nodes == 1:
+        return {}
+    limit = job.spec.run_policy.pending_deadline_seconds
+    return {"leader": leader(job, attempt), **({"join_seconds": limit} if limit else {})}
 
 
 def workers(spec: DistillationJobSpec, teacher: str, settings: Settings) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from kubedistill_api import environment
 from kubedistill_api.base import Stage
 from kubedistill_api.exits import PERMANENT, Exit
-from kubedistill_api.identity import COMPONENT_LOOK
+from kubedistill_api.identity import COMPONENT_LOOK, meeting_name
 from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.placement import TemplateStage
 from kubedistill_api.run import GenerateRun, PrepareRun, Run, TrainRun, looks_only, name_of_job, stage_key
@@ -98,12 +98,17 @@ def _waits_for(run: Run) -> Serving | None:
 
 
 def _completions(run: Run) -> dict[str, Any]:
-    """Generate's pods share the shards by their index; Train's are ranks."""
+    """Generate's pods share the shards by their index; Train's are nodes."""
     if isinstance(run, GenerateRun):
         return {"completionMode": "Indexed", "completions": run.workers, "parallelism": run.workers}
     if isinstance(run, TrainRun):
-        return {"completionMode": "Indexed", "completions": run.training.nodes, "parallelism": run.training.nodes}
+        return {"completionMode": "Indexed", "completions": _nodes(run), "parallelism": _nodes(run)}
     return {"completions": 1, "parallelism": 1}
+
+
+def _nodes(run: Run) -> int:
+    """Pods that need each other: they get names, and one of them does not live without the others."""
+    return run.training.nodes if isinstance(run, TrainRun) else 1
 
 
 def _backoff_limit(spec: DistillationJobSpec, run: Run) -> int:
@@ -136,7 +141,10 @@ def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[
         "args": [run.stage.lower()],
         "env": pods.environment_list(pods.HOME, template, _api_keys(run)),
         "envFrom": pods.credentials(job),
-        "ports": [{"name": "metrics", "containerPort": environment.PORT_DEFAULT}],
+        "ports": [
+            {"name": "metrics", "containerPort": environment.PORT_DEFAULT},
+            *([{"name": "meeting", "containerPort": environment.MEETING_PORT}] if _nodes(run) > 1 else []),
+        ],
         "resources": pods.resources(REQUESTS[run.stage], devices, template),
         "terminationMessagePolicy": "File",
         "volumeMounts": [
@@ -145,10 +153,12 @@ def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[
             *claim_mounts,
         ],
     }
+    together = {"subdomain": meeting_name(job.metadata.name)} if _nodes(run) > 1 else {}
     run_volume = {"name": "run", "configMap": {"name": name, "items": [{"key": KEY, "path": KEY}]}}
     grace = defaults.train_grace_seconds if run.stage is Stage.TRAIN else GRACE_SECONDS
     return {
         **pods.pod_spec(job, template, container, [run_volume, *scratch, *claimed]),
+        **together,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": grace,
     }

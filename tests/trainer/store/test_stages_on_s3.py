@@ -1,4 +1,7 @@
-"""A whole job whose model, data, workspace and output are in buckets of a real S3 server, none of them on this disk."""
+"""A whole job whose model, data, workspace and output are in buckets of a real S3 server, none of them on this disk.
+
+Its training runs over two nodes, each with a scratch folder of its own: what one wrote the other finds in the bucket.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,21 @@ def test_every_stage_works_on_s3_and_a_stopped_training_goes_on_there(s3_bucket:
     shards = {path: place.read_bytes(path) for path in place.list("workspace") if "/shards/" in path}
     assert len(shards) == 3
     assert not any(path.startswith("out/") for path in place.list("out")), "nothing is published yet"
+    parts = [path for path in place.list("workspace") if f"/step-{stopped_at:08}/" in path and "optim_states" in path]
+    assert {path.split("_pp_rank_")[1].split("_")[0] for path in parts} == {"0", "1"}, "each node brings its own"
+    assert not list(tmp_path.glob(".kubedistill/jobs/small/scratch/node-1/checkpoints/*")), "it is in the bucket"
 
-    stale = tmp_path / ".kubedistill" / "jobs" / "small" / "scratch" / "export" / "adapter" / "of-an-earlier-training"
+    stale = (
+        tmp_path
+        / ".kubedistill"
+        / "jobs"
+        / "small"
+        / "scratch"
+        / "node-0"
+        / "export"
+        / "adapter"
+        / "of-an-earlier-training"
+    )
     stale.parent.mkdir(parents=True)
     stale.touch()
     with kubedistill(tmp_path) as second:
@@ -162,13 +178,14 @@ def a_job(root: str) -> dict[str, Any]:
                 "epochs": STEPS,
                 "maxSteps": STEPS,
                 "globalBatchSize": 4,
-                "microBatchSize": 4,
+                "microBatchSize": 2,
                 "maxSequenceLength": 256,
             },
             "gpusPerNode": 0,
             "precision": "FP32",
             "gradientCheckpointing": False,
-            "deepspeed": {"zeroStage": 0},
+            "deepspeed": {"zeroStage": 2},
+            "nodes": 2,
             "checkpoints": {"everySteps": EVERY_STEPS, "keepLast": 2},
         },
         "evaluation": {"metrics": ["TeacherKL", "TeacherAgreement"], "maxRows": 4},

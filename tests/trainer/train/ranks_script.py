@@ -51,7 +51,8 @@ def main(what: str, folder: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:
         print(
-            "returned", run_together(Script(what, folder), 2, stopping, lambda told: print("heard", told, flush=True))
+            "returned",
+            run_together(Script(what, folder), (0, 1), stopping, lambda told: print("heard", told, flush=True)),
         )
     except StageError as error:
         print("raised", type(error).__name__, error.reason)

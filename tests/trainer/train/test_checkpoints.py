@@ -26,7 +26,7 @@ def written(checkpoints: Checkpoints, step: int) -> Path:
     folder = checkpoints.begin(step)
     (folder / "state").mkdir()
     (folder / "state" / "weights.pt").write_bytes(b"w" * step)
-    checkpoints.commit(TrainingState(step=step, loss=1.0), world_size=2)
+    checkpoints.commit(TrainingState(step=step, loss=1.0), 2, checkpoints.deliver(step))
     return folder
 
 

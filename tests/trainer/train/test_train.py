@@ -167,7 +167,7 @@ def test_a_batch_has_the_same_loss_in_training_and_in_evaluation(
     training = a_run().training
     ids = [torch.arange(length) + 3 for length in (9, 4, 17)]
     batch = pack([Example(str(len(row)), row, torch.arange(len(row)) > 2, Text()) for row in ids])
-    with engine.together(engine.Place(), tmp_path / "rendezvous"):
+    with engine.together(engine.Place(), (tmp_path / "rendezvous").as_uri()):
         model = load_model(teacher, torch.float32)
         model.set_attn_implementation(attention.install())
         one = engine.Engine(Distiller(model, cross_entropy, 512), training, 2, engine.Place())

@@ -24,10 +24,12 @@ from kubedistill_api.run import TrainRun
 from kubedistill_api.training import ObjectiveType, Precision
 from kubedistill_trainer import engine, export
 from kubedistill_trainer.errors import BadConfiguration, BadData
+from kubedistill_trainer.meeting import Meeting, meet
 from kubedistill_trainer.models import fetch_pinned, load_model, load_tokenizer
 from kubedistill_trainer.ranks import run_together
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.stages.train_rank import News, Outcome, RankWork
+from kubedistill_trainer.store import manifests
 from kubedistill_trainer.store.checkpoints import Checkpoint, Checkpoints, TrainingState
 from kubedistill_trainer.store.examples import Examples
 from kubedistill_trainer.store.loss_logs import NAME as LOSSES
@@ -43,28 +45,32 @@ LOG_SECONDS = 10.0
 def run(run: TrainRun, context: StageContext) -> Success:
     """Train the student.
 
-    1. Refuse what cannot be trained here. 2. Lay the answers out on local disk. 3. Make or fetch the student as it
-    is before training. 4. Find the newest complete checkpoint. 5. Train, in as many processes as the spec asks for.
-    6. Export the weights of the lowest validation loss and load them again. 7. Commit.
+    1. Refuse what cannot be trained here; meet the other nodes. 2. Lay the answers out on local disk. 3. Make or fetch
+    the student as it is before training. 4. Find the newest complete checkpoint. 5. Train, in as many processes as the
+    spec asks for. 6. Export the weights of the lowest validation loss and load them again. 7. Commit.
+
+    Of several nodes the first does 4, 6 and 7, and the others return what it has committed.
 
     Raises:
         BadConfiguration: the spec cannot be trained here, or the loss left the numbers.
         BadData: no accepted answer can be trained on.
         NotFound: a model is not there.
         DeviceOutOfMemory: the micro batch is too large for the device.
-        Stopped: SIGTERM; a complete checkpoint was written.
+        Transient: another node is gone, or did not come.
+        Stopped: SIGTERM here or on another node; a complete checkpoint was written.
     """
     _refuse(run)
     local = context.scratch / "train"
     shutil.rmtree(local, ignore_errors=True)  # of an attempt that was killed
     local.mkdir(parents=True)
     try:
-        return _train(run, context, local)
+        with meet(run, context) as nodes:
+            return _train(run, context, local, nodes)
     finally:
         shutil.rmtree(local, ignore_errors=True)
 
 
-def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
+def _train(run: TrainRun, context: StageContext, local: Path, nodes: Meeting) -> Success:
     rows, too_long = _examples(run, context, local, "train")
     _examples(run, context, local, "valid")
     if not rows:
@@ -78,8 +84,7 @@ def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
     start, kept_layers = start_folder(run, context, torch.bfloat16 if half else torch.float32)
     tokenizer = fetch_tokenizer(context.workspace, run.prepared, context.scratch)
     checkpoints = Checkpoints(context.workspace, run.folder, context.scratch, run.input_digest)
-    newest = _newest(checkpoints, context)
-    LossLog(context.workspace, run.folder, context.scratch).rewind(newest.state.step if newest else 0)
+    newest = _agreed(nodes, lambda: _newest(run, checkpoints, context))
     work = RankWork(
         run=run,
         start=start,
@@ -88,15 +93,19 @@ def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
         train=local / "train",
         valid=local / "valid",
         scratch=context.scratch,
-        rendezvous=local / f"rendezvous-{uuid.uuid4().hex}",  # torch deletes it when it collects the last one's store
+        # torch deletes the file when it collects the last one's store
+        rendezvous=nodes.rendezvous or (local / f"rendezvous-{uuid.uuid4().hex}").absolute().as_uri(),
         resume=newest.state if newest else TrainingState(),
         resume_from=_resume_folder(newest, checkpoints, run.training.world_size, local),
     )
-    outcome = _outcome(work, newest, checkpoints, context)
+    outcome = _outcome(work, newest, checkpoints, context, nodes)
+    if nodes.node > 0:
+        context.progress.update(message="the first node exports")
+        return nodes.result(lambda: _committed(run, context))
     context.progress.update(message="exporting")
     parameters = _export(run, context, start, tokenizer, checkpoints.fetch(_best_step(outcome.state)))
     files = _files(run, context)
-    return context.commit(
+    result = context.commit(
         TrainResult(
             input_digest=run.input_digest,
             output_digest=digest({path: file.sha256 for path, file in files.items() if path.startswith("model/")}),
@@ -113,6 +122,8 @@ def _train(run: TrainRun, context: StageContext, local: Path) -> Success:
         ),
         files,
     )
+    nodes.done(result)
+    return result
 
 
 def _refuse(run: TrainRun) -> None:
@@ -164,14 +175,28 @@ def _teacher_beside(run: TrainRun, context: StageContext) -> Path | None:
     return fetch_pinned(teacher.model, f"teacher:{teacher.name}", run.prepared, context)
 
 
-def _newest(checkpoints: Checkpoints, context: StageContext) -> Checkpoint | None:
-    """The newest complete checkpoint. What was left incomplete is removed."""
+def _newest(run: TrainRun, checkpoints: Checkpoints, context: StageContext) -> Checkpoint | None:
+    """The newest complete checkpoint. What was left incomplete, or logged after it, is removed."""
     complete = checkpoints.complete()
     checkpoints.keep_only([each.state.step for each in complete])
-    if not complete:
-        return None
-    context.log.info("going on from the checkpoint of step %d", complete[-1].state.step)
-    return complete[-1]
+    newest = complete[-1] if complete else None
+    LossLog(context.workspace, run.folder, context.scratch).rewind(newest.state.step if newest else 0)
+    if newest is not None:
+        context.log.info("going on from the checkpoint of step %d", newest.state.step)
+    return newest
+
+
+def _agreed(nodes: Meeting, newest: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """What the first node finds: another might see an older folder, or one that is being removed."""
+    found = newest() if nodes.node == 0 else None
+    text = nodes.agree(found.model_dump_json() if found is not None else "")
+    return Checkpoint.model_validate_json(text) if text else None
+
+
+def _committed(run: TrainRun, context: StageContext) -> Success | None:
+    """What the first node has committed, where it has."""
+    manifest = manifests.load(context.workspace, run.folder)
+    return manifest.result if manifest is not None and manifest.input_digest == run.input_digest else None
 
 
 def _resume_folder(newest: Checkpoint | None, checkpoints: Checkpoints, world_size: int, local: Path) -> Path | None:
@@ -181,10 +206,17 @@ def _resume_folder(newest: Checkpoint | None, checkpoints: Checkpoints, world_si
     return folder if newest.world_size == world_size else engine.reshaped(folder, local / "reshaped")
 
 
-def _outcome(work: RankWork, newest: Checkpoint | None, checkpoints: Checkpoints, context: StageContext) -> Outcome:
+def _outcome(
+    work: RankWork, newest: Checkpoint | None, checkpoints: Checkpoints, context: StageContext, nodes: Meeting
+) -> Outcome:
     if newest is not None and newest.state.finished:
         return Outcome(newest.state, 0.0, checkpoints.status(newest))
-    return run_together(work, work.run.training.world_size, context.stopping, _listener(context))
+    training = work.run.training
+    first = nodes.node * training.processes
+    ranks = range(first, first + training.processes)
+    if nodes.node > 0:
+        context.progress.update(message=f"training as node {nodes.node} of {training.nodes}")
+    return run_together(work, ranks, context.stopping, _listener(context), nodes if training.nodes > 1 else None)
 
 
 def _listener(context: StageContext) -> Callable[[Any], None]:

@@ -1,28 +1,52 @@
-"""What rank 0 does for a checkpoint once all ranks have written theirs, in a thread beside the training.
+"""What is done for a checkpoint once all ranks have written theirs, in a thread beside the training.
 
-Flushing, uploading and removing take their time on slow storage, and no other rank may wait in a collective for it.
-One thread does them one after the other, so a marker is written after its files and before older checkpoints go.
+Flushing, uploading and removing take their time on slow storage, and no rank may wait in a collective for it. One
+thread does them one after the other, so a marker is written after its files and before older checkpoints go.
+
+Of several nodes each delivers what its ranks wrote: into a bucket nobody else can, and what is written through one
+node's cache of a shared volume only that node can flush. Then it tells the first node, which writes the marker.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 from kubedistill_api.status import Checkpoint as CheckpointStatus
+from kubedistill_trainer.engine import Place
+from kubedistill_trainer.meeting import Letters
 from kubedistill_trainer.store.checkpoints import Checkpoint, Checkpoints, TrainingState
 from kubedistill_trainer.store.loss_logs import LossLog
 
 
-class Keeper:
-    """Commits checkpoints and removes old ones. Failures surface at the next call."""
+class Helper(Protocol):
+    """What a rank calls around its checkpoints. Failures surface at the next call."""
 
-    def __init__(self, checkpoints: Checkpoints, losses: LossLog, world_size: int, keep_last: int) -> None:
+    def begin(self, step: int) -> None:
+        """Make room for the checkpoint of `step`, once the one before is complete."""
+
+    def commit(self, state: TrainingState) -> None:
+        """All ranks have written it."""
+
+    def close(self) -> None:
+        """Wait until all is done."""
+
+
+class Keeper:
+    """Rank 0's: commits checkpoints and removes old ones."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, losses: LossLog, place: Place, keep_last: int, letters: Letters | None
+    ) -> None:
+        """`letters` bring what other nodes have delivered."""
         self._checkpoints = checkpoints
         self._losses = losses
-        self._world_size = world_size
+        self._place = place
         self._keep_last = keep_last
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        self._pending: Future[None] | None = None
+        self._letters = letters
+        self._beside = _Beside()
         complete = checkpoints.complete()
         self._steps = [each.state.step for each in complete]
         self._newest: Checkpoint | None = complete[-1] if complete else None
@@ -34,38 +58,24 @@ class Keeper:
         return None if newest is None else self._checkpoints.status(newest)
 
     def begin(self, step: int) -> None:
-        """Make room for the checkpoint of `step`, once the one before is complete."""
-        self._wait()
+        self._beside.wait()
         self._checkpoints.begin(step)
 
     def commit(self, state: TrainingState) -> None:
-        """Make the checkpoint that all ranks have written complete."""
-        self._submit(state, new=True)
+        self._beside.do(lambda: self._keep(state, new=True))
 
     def note(self, state: TrainingState) -> None:
         """Write what a validation said into the marker of the newest checkpoint."""
-        self._submit(state, new=False)
+        self._beside.do(lambda: self._keep(state, new=False))
 
     def close(self) -> None:
-        """Wait until all is done."""
-        try:
-            self._wait()
-        finally:
-            self._thread.shutdown()
-
-    def _submit(self, state: TrainingState, new: bool) -> None:
-        self._wait()
-        self._pending = self._thread.submit(self._keep, state, new)
-
-    def _wait(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        self._beside.close()
 
     def _keep(self, state: TrainingState, new: bool) -> None:
         self._losses.upload()
         if new or self._newest is None:
-            self._newest = self._checkpoints.commit(state, self._world_size)
+            files = self._delivered(state.step)
+            self._newest = self._checkpoints.commit(state, self._place.world_size, files)
             self._steps = sorted({*self._steps, state.step})
         else:
             noted = self._newest.model_copy(update={"state": state})
@@ -75,3 +85,66 @@ class Keeper:
         kept = {*self._steps[-self._keep_last :], *best}
         self._checkpoints.keep_only(kept)
         self._steps = sorted(kept & set(self._steps))
+
+    def _delivered(self, step: int) -> dict[str, int]:
+        """What all nodes have delivered, bytes by path."""
+        files = self._checkpoints.deliver(step)
+        if self._letters is not None:
+            for node in range(1, self._place.nodes):
+                files |= json.loads(self._letters.collect(_letter(step, node)))
+        return files
+
+
+class Courier:
+    """The first rank's of another node: delivers what the node's ranks wrote, and says so."""
+
+    def __init__(self, checkpoints: Checkpoints, place: Place, letters: Letters) -> None:
+        self._checkpoints = checkpoints
+        self._place = place
+        self._letters = letters
+        self._beside = _Beside()
+
+    def begin(self, step: int) -> None:
+        self._beside.wait()
+        if not self._checkpoints.shared:
+            self._checkpoints.begin_here(step)
+
+    def commit(self, state: TrainingState) -> None:
+        self._beside.do(lambda: self._deliver(state.step))
+
+    def close(self) -> None:
+        self._beside.close()
+
+    def _deliver(self, step: int) -> None:
+        files = self._checkpoints.deliver(step)
+        self._letters.leave(_letter(step, self._place.node), json.dumps(files))
+        if not self._checkpoints.shared:
+            self._checkpoints.drop_here(step)
+
+
+class _Beside:
+    """One thread, one thing at a time."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._pending: Future[None] | None = None
+
+    def do(self, what: Callable[[], None]) -> None:
+        self.wait()
+        self._pending = self._thread.submit(what)
+
+    def wait(self) -> None:
+        """Until the last thing is done; raises what it raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def _letter(step: int, node: int) -> str:
+    return f"checkpoint/{step}/{node}"

@@ -27,10 +27,11 @@ from kubedistill_trainer.core.signals import LossSum
 from kubedistill_trainer.distiller import Distiller, plain
 from kubedistill_trainer.engine import Engine, Place, together, weights_dtype
 from kubedistill_trainer.errors import BadConfiguration, DeviceOutOfMemory, Stopped
+from kubedistill_trainer.meeting import Letters
 from kubedistill_trainer.models import at_ease, load_model, load_tokenizer, torch_dtype
 from kubedistill_trainer.ranks import usable_cpus
 from kubedistill_trainer.rehearsal import rehearse
-from kubedistill_trainer.stages.train_keeper import Keeper
+from kubedistill_trainer.stages.train_keeper import Courier, Helper, Keeper
 from kubedistill_trainer.stages.train_plan import Plan, validated
 from kubedistill_trainer.store.checkpoints import Checkpoints, TrainingState
 from kubedistill_trainer.store.examples import Examples
@@ -74,7 +75,8 @@ class RankWork:
     valid: Path
     """Examples."""
     scratch: Path
-    rendezvous: Path
+    rendezvous: str
+    """Where the ranks find each other, as `engine.together` takes it."""
     resume: TrainingState
     resume_from: Path | None
     """The folder of the checkpoint of that state, fit for this world size; None at the very beginning."""
@@ -106,10 +108,14 @@ class _Training:
         self._checkpoints = Checkpoints(workspace, run.folder, work.scratch, run.input_digest)
         self._keeper: Keeper | None = None
         self._losses: LossLog | None = None
+        self._helper: Helper | None = None
+        letters = Letters(work.rendezvous) if place.nodes > 1 and place.local_rank == 0 else None
         if place.first:
             self._losses = LossLog(workspace, run.folder, work.scratch)
             keep = run.training.checkpoints.keep_last
-            self._keeper = Keeper(self._checkpoints, self._losses, place.world_size, keep)
+            self._helper = self._keeper = Keeper(self._checkpoints, self._losses, place, keep, letters)
+        elif letters is not None:
+            self._helper = Courier(self._checkpoints, place, letters)
         self._rate = _Rate()
 
     def go(self) -> Outcome:
@@ -132,8 +138,8 @@ class _Training:
                     raise Stopped
                 self._validate_if_due()
         finally:
-            if self._keeper is not None:
-                self._keeper.close()
+            if self._helper is not None:
+                self._helper.close()
         last = self._keeper.last if self._keeper is not None else None
         return Outcome(self._state, self._rate.overall, last)
 
@@ -168,13 +174,13 @@ class _Training:
         return stop > 0
 
     def _checkpoint(self) -> None:
-        """All ranks write; rank 0 makes it complete while the others go on."""
-        if self._keeper is not None:
-            self._keeper.begin(self._state.step)
+        """All ranks write; threads beside them make it complete while they go on."""
+        if self._helper is not None:
+            self._helper.begin(self._state.step)
         self._engine.wait()
         self._engine.save(self._checkpoints.local(self._state.step))
-        if self._keeper is not None:
-            self._keeper.commit(self._state)
+        if self._helper is not None:
+            self._helper.commit(self._state)
 
     def _validate_if_due(self) -> None:
         if not self._plan.validates(self._state):
@@ -258,17 +264,18 @@ class _Rate:
 
 def _place(rank: int, run: TrainRun) -> Place:
     training = run.training
+    per_node = training.processes
     if training.gpus_per_node == 0:
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, usable_cpus() // training.world_size))
-        return Place(rank, training.world_size)
+            torch.set_num_threads(max(1, usable_cpus() // per_node))
+        return Place(rank, training.world_size, per_node=per_node)
     if torch.cuda.device_count() < training.gpus_per_node:
         raise BadConfiguration(
             "DevicesMissing",
             f"The training asks for {training.gpus_per_node} GPUs and sees {torch.cuda.device_count()}: write "
             "training.gpusPerNode: 0 to train on CPUs, or run where the GPUs are.",
         )
-    return Place(rank, training.world_size, torch.device("cuda", rank))
+    return Place(rank, training.world_size, torch.device("cuda", rank % per_node), per_node)
 
 
 def _distiller(work: RankWork, tokenizer: Any, place: Place) -> Distiller:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -78,31 +78,50 @@ class Checkpoints:
         return sorted((each for each in found if each is not None), key=lambda each: each.state.step)
 
     def begin(self, step: int) -> Path:
-        """An empty local folder for the ranks to write the checkpoint of `step` into. One process calls this."""
-        local = self.local(step)
+        """An empty local folder for the ranks to write the checkpoint of `step` into. One process calls this, on the
+        first node."""
         self.remove(step)
+        return self.begin_here(step)
+
+    def begin_here(self, step: int) -> Path:
+        """An empty local folder on this node, whose name no other node has."""
+        local = self.local(step)
         shutil.rmtree(local, ignore_errors=True)
         local.mkdir(parents=True)
         return local
+
+    def drop_here(self, step: int) -> None:
+        """Remove the local folder of this node, once it was delivered."""
+        shutil.rmtree(self.local(step), ignore_errors=True)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all nodes write into one folder."""
+        return self._workspace.local_path("") is not None
 
     def local(self, step: int) -> Path:
         """Where the ranks write the checkpoint of `step`."""
         return self._workspace.local_path(f"{self._folder}/{_name(step)}") or self._scratch / _name(step)
 
-    def commit(self, state: TrainingState, world_size: int) -> Checkpoint:
-        """Make what lies in `local(state.step)` the complete checkpoint of that step."""
-        local = self.local(state.step)
+    def deliver(self, step: int) -> dict[str, int]:
+        """Bring what lies in `local(step)` to where the marker may vouch for it: bytes by path. One process of each
+        node calls this."""
+        local = self.local(step)
         paths = sorted(path for path in local.rglob("*") if path.is_file() and path.name != MARKER)
         _flush(paths)
+        if not self.shared:
+            self._workspace.put(local, f"{self._folder}/{_name(step)}")
+        return {path.relative_to(local).as_posix(): path.stat().st_size for path in paths}
+
+    def commit(self, state: TrainingState, world_size: int, files: Mapping[str, int]) -> Checkpoint:
+        """Make what was delivered by all nodes the complete checkpoint of that step."""
         checkpoint = Checkpoint(
             input_digest=self._input_digest,
             world_size=world_size,
             state=state,
             time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            files={path.relative_to(local).as_posix(): path.stat().st_size for path in paths},
+            files=dict(files),
         )
-        if self._workspace.local_path("") is None:
-            self._workspace.put(local, f"{self._folder}/{_name(state.step)}")
         self.note(checkpoint)
         return checkpoint
 
@@ -114,7 +133,7 @@ class Checkpoints:
     def fetch(self, step: int) -> Path:
         """The local folder of a complete checkpoint, downloaded if need be."""
         local = self.local(step)
-        if self._workspace.local_path("") is None:
+        if not self.shared:
             shutil.rmtree(local, ignore_errors=True)  # an earlier training may have left other files there
             self._workspace.fetch(f"{self._folder}/{_name(step)}", local)
         return local

@@ -68,7 +68,7 @@ def write_checkpoints(uri: str, scratch: str, last: int, attempt: str, size: int
         for name, data in state_of(step, attempt, size).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
-        checkpoints.commit(TrainingState(step=step), world_size=2)
+        checkpoints.commit(TrainingState(step=step), 2, checkpoints.deliver(step))
         say(step)
         done = [*done, step][-2:]
         checkpoints.keep_only(done)
