@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kubedistill_api.base import GROUP, KIND, VERSION, Model, Task, Tolerant
+from kubedistill_api.base import DNS_LABEL, GROUP, KIND, VERSION, Model, Task, Tolerant
 from kubedistill_api.data import Data
 from kubedistill_api.evaluation import TIMED, Evaluation, Gate, GateOf, Metric
 from kubedistill_api.generation import Generation, Reasoning, Signal, Tail
@@ -22,8 +22,6 @@ from kubedistill_api.uris import overlaps
 
 LABELLED_TASKS = (Task.CLASSIFICATION, Task.QUESTION_ANSWERING, Task.MATH)
 """Their answers are right or wrong where the label is known."""
-SERVICE_NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
-"""RFC 1035, as Services are named: no digit in front."""
 EXTERNAL_TOP_K = 20
 """The OpenAI API gives at most so many logprobs for a position."""
 
@@ -317,10 +315,10 @@ _SPEC_FIELDS = (
 )  # fmt: skip
 
 NAME_LIMIT_RULE = Rule(
-    cel="self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-    message="the name of a DistillationJob is a DNS label of at most 40 characters that begins with a letter (no "
-    "dots), since the names of its pods and Services are made from it",
-    holds=lambda job: len(job.metadata.name) <= 40 and re.fullmatch(SERVICE_NAME, job.metadata.name) is not None,
+    cel="self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+    message="the name of a DistillationJob is a DNS label of at most 40 characters (no dots), since its pods' names "
+    "are made from it",
+    holds=lambda job: len(job.metadata.name) <= 40 and re.fullmatch(DNS_LABEL, job.metadata.name) is not None,
     field="metadata.name",
 )
 

@@ -86,6 +86,10 @@ LOST = words(75, FailureClass.INFRASTRUCTURE, PEER_LOST)
             FailureClass.INFRASTRUCTURE, "PeerLost", Remedy.RETRY, id="nobody-else-to-blame",
         ),
         pytest.param(
+            replace(JOB, completions=2, pods=(pod(75, result=LOST, index=1),)),
+            FailureClass.PREEMPTED, "Preempted", Remedy.RESUME, id="a-pod-that-went-with-its-node",
+        ),
+        pytest.param(
             replace(JOB, reason="DeadlineExceeded", pods=(pod(143),)),
             FailureClass.DEADLINE, "StageDeadlineExceeded", Remedy.NONE, id="deadline",
         ),

@@ -29,7 +29,7 @@ from kubedistill_trainer.core.batching import MicroBatch
 from kubedistill_trainer.core.signals import LossSum
 from kubedistill_trainer.distiller import MODEL, Distiller
 from kubedistill_trainer.errors import Transient
-from kubedistill_trainer.meeting import table_at
+from kubedistill_trainer.table import table_at
 
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
@@ -120,7 +120,8 @@ def together(place: Place, rendezvous: str) -> Iterator[None]:
             raise
         raise Transient(PEER_LOST, f"Another process of the training is gone: {error}") from error
     finally:
-        deepspeed.comm.destroy_process_group()
+        if deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()
         if before is None:  # others read it as "launched by torchrun", also in processes that this one starts
             del os.environ["LOCAL_RANK"]
         else:

@@ -37,7 +37,7 @@ POLL_SECONDS = 0.2
 CAUSE_SECONDS = 5.0
 """How long the cause of a lost rank is waited for."""
 STOP_SECONDS = 60.0
-"""How long ranks may take to stop because another node was asked to: they stop at the same step, or wait for nobody."""
+"""How long ranks may go on after another node has ended in order: they stopped at the same step, or wait for nobody."""
 
 
 class Others(Protocol):
@@ -129,7 +129,8 @@ class _Group(Generic[Result]):
     def __init__(self, work: Work[Result], ranks: Sequence[int], others: Others | None) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._others = others
-        self._told_to_stop: float | None = None
+        self._told_to_stop = False
+        self._others_stopped: float | None = None
         self._failures: list[tuple[float, int, _Failed]] = []
         self._ranks: dict[int, tuple[BaseProcess, Connection]] = {}
         for rank in ranks:
@@ -167,9 +168,10 @@ class _Group(Generic[Result]):
 
     def _look_beyond(self, stopping: threading.Event) -> None:
         """Pass on what this node and the others were asked; raises what ended the others."""
-        asked = stopping.is_set() or (self._others is not None and self._others.asked_to_stop())
-        if asked and self._told_to_stop is None:
-            self._told_to_stop = time.monotonic()
+        if self._others is not None and self._others_stopped is None and self._others.asked_to_stop():
+            self._others_stopped = time.monotonic()
+        if not self._told_to_stop and (stopping.is_set() or self._others_stopped is not None):
+            self._told_to_stop = True
             for process, _ in self._ranks.values():
                 process.terminate()
         if self._others is None:
@@ -177,8 +179,8 @@ class _Group(Generic[Result]):
         if (trouble := self._others.trouble()) is not None:
             self._raise_the_cause(at_once=True)
             raise trouble
-        if self._told_to_stop is not None and time.monotonic() - self._told_to_stop > STOP_SECONDS:
-            raise Stopped  # the others are gone; what the last checkpoint holds is what there is
+        if self._others_stopped is not None and time.monotonic() - self._others_stopped > STOP_SECONDS:
+            raise Stopped  # these ranks wait for one that is gone; what the last checkpoint holds is what there is
 
     def _raise_the_cause(self, *, at_once: bool = False) -> None:
         """Raise the failure that explains the others, once it is known; `at_once`: only one that is no consequence."""
@@ -205,8 +207,15 @@ class _Group(Generic[Result]):
         except EOFError:
             process.join()
             code = process.exitcode or 0
-            if self._told_to_stop is not None and code == -signal.SIGTERM:
+            if self._told_to_stop and code == -signal.SIGTERM:
                 raise Stopped from None  # it had not begun to listen: no step was taken, and the others wait for it
+            if code == -signal.SIGABRT and (len(self._ranks) > 1 or self._others is not None):
+                return _Failed(
+                    Transient,
+                    PEER_LOST,
+                    f"Process {rank} of the training aborted: so NCCL ends a process "
+                    "that waits for another which is gone.",
+                )
             return _died(rank, code)
 
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from kubedistill_api import environment as env
 from kubedistill_api.base import Stage
 from kubedistill_api.documents import schema_problems
-from kubedistill_api.exits import Exit
+from kubedistill_api.exits import PEER_LOST, Exit
 from kubedistill_api.results import CLASS_OF_EXIT, FailedResult, Success, termination_message
 from kubedistill_api.run import Run, read_run
 from kubedistill_trainer.errors import BadConfiguration, NotFound, StageError, Stopped
@@ -235,7 +235,9 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _leave(context: StageContext, folder: str, failure: FailedResult) -> None:
-    """A failed result beside the stage's files, for people; never over a finished stage's."""
+    """A failed result beside the stage's files, for people; never over a finished stage's, or over a cause."""
+    if failure.reason == PEER_LOST:
+        return
     with suppress(StageError):
         if not context.workspace.exists(f"{folder}/{manifests.MANIFEST}"):
             text = failure.model_dump_json(by_alias=True, indent=2)

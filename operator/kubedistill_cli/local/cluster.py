@@ -217,7 +217,7 @@ class LocalCluster:
         (home / "result.json").unlink(missing_ok=True)
         scratch = self._folder.scratch / f"node-{index}" if child.meets else self._folder.scratch
         scratch.mkdir(parents=True, exist_ok=True)
-        shared = min(int(child.manifest["spec"].get("parallelism", 1)), self._cores)
+        shared = translation.processes_of(text) if child.meets else int(child.manifest["spec"].get("parallelism", 1))
         variables = {
             **translation.variables_of(child.container, os.environ, self._folder),
             environment.RUN_FILE: str(home / KEY),
@@ -227,7 +227,7 @@ class LocalCluster:
             environment.SCRATCH: str(scratch),
         }
         if shared > 1:
-            variables.setdefault("OMP_NUM_THREADS", str(max(1, self._cores // shared)))
+            variables.setdefault("OMP_NUM_THREADS", str(max(1, self._cores // min(shared, self._cores))))
         self._run(pod, translation.command_of(child.container, self._folder, pod.port), variables, now)
 
     def _run(self, pod: LocalPod, command: list[str], variables: dict[str, str], now: datetime) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kubedistill_api import environment
+from kubedistill_api.training import Training
 from kubedistill_cli.local.folders import JobFolder
 from kubedistill_operator.manifests import pods
 from kubedistill_operator.manifests.stage_job import ENTRYPOINT
@@ -54,6 +55,11 @@ def run_file_of(text: str, ports: Mapping[str, int], meeting_port: int = 0) -> s
     if run.get("leader"):
         run["leader"] = f"127.0.0.1:{meeting_port}"
     return json.dumps(run, indent=1)
+
+
+def processes_of(text: str) -> int:
+    """Processes of all nodes of the training of a run file: here they share the cores of one machine."""
+    return Training.model_validate(json.loads(text)["training"]).world_size
 
 
 def _with_folders(word: str, folder: JobFolder) -> str:

@@ -62,6 +62,7 @@ def read_job(
         finished_at=time_of(status.get("completionTime") or ended.get("lastTransitionTime")),
         clock_from=begun,
         deadline_seconds=raw["spec"].get("activeDeadlineSeconds"),
+        completions=raw["spec"].get("completions", 1),
         deleting="deletionTimestamp" in metadata,
         pods=tuple(read_pod(pod, tails.get(pod["metadata"]["uid"], "")) for pod in mine),
         progress=tuple(reports),
@@ -149,9 +150,10 @@ def wants_log(raw: Raw) -> bool:
 
 
 def waits_for_pods(raw: Raw, pods: Iterable[Raw]) -> bool:
-    """Whether a Job should have pods and has none: perhaps the API server refuses them."""
+    """Whether a Job should have more pods than it has: perhaps the API server refuses them."""
     wants = _job_state(raw) is JobState.ACTIVE and not _is_held(raw)
-    return wants and not any(controller_uid(pod) == raw["metadata"]["uid"] for pod in pods)
+    there = sum(controller_uid(pod) == raw["metadata"]["uid"] for pod in pods)
+    return wants and there < raw.get("spec", {}).get("parallelism", 1)
 
 
 def last_note(events: Iterable[Raw]) -> str:

@@ -51,10 +51,22 @@ def output_in_the_way(job: DistillationJob, settings: Settings) -> Iterator[Prob
         yield Problem("spec.output.uri", "the output overlaps an input: write a folder of its own")
 
 
+def names_of_services(job: DistillationJob, settings: Settings) -> Iterator[Problem]:
+    """A name that no Service can have (RFC 1035). A rule of the CRD would stop jobs that need no Service."""
+    served = any(teacher.serving is not None for teacher in job.spec.teachers)
+    if job.metadata.name[:1].isdigit() and (served or job.spec.training.nodes > 1):
+        yield Problem(
+            "metadata.name",
+            "a Service is named after the job, for its teacher or the nodes of its training, and cannot begin with a "
+            "digit: write a name that begins with a letter",
+        )
+
+
 CHECKS: tuple[Callable[[DistillationJob, Settings], Iterator[Problem]], ...] = (
     unreadable_uris,
     files_of_a_pod,
     output_in_the_way,
+    names_of_services,
 )
 
 

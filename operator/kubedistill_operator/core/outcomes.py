@@ -108,6 +108,9 @@ def _broken(job: SeenJob) -> Broken:
         )
         return _broken_by(job, pod, FailureClass.HOST_OUT_OF_MEMORY, Reason.OUT_OF_MEMORY, text, Remedy.RETRY)
     said = pod.result if isinstance(pod.result, FailedResult) else None
+    if said is not None and said.reason == PEER_LOST and len({each.index for each in job.pods}) < job.completions:
+        text = f"A node of {job.key} is gone and its pod with it; all start anew from the last checkpoint."
+        return _broken_by(job, None, FailureClass.PREEMPTED, Reason.PREEMPTED, text, Remedy.RESUME)
     if pod.disrupted or pod.exit_code == Exit.STOPPED_AT_CHECKPOINT:
         text = f"{job.key} was preempted on node {pod.node or '(unknown)'}; it goes on from what it had finished."
         return _broken_by(job, pod, FailureClass.PREEMPTED, Reason.PREEMPTED, text, Remedy.RESUME)
@@ -184,10 +187,12 @@ def _culprit(job: SeenJob) -> SeenPod | None:
 def _innocence(pod: SeenPod) -> tuple[int, float]:
     latest = -pod.finished_at.timestamp() if pod.finished_at else 0.0
     if isinstance(pod.result, FailedResult) and pod.result.reason == PEER_LOST:
-        return 5, latest
+        return 6, latest
     if pod.terminated_reason == "OOMKilled":
         return 0, latest
     if isinstance(pod.result, FailedResult) and pod.exit_code != Exit.STOPPED_AT_CHECKPOINT:
         permanent = pod.exit_code in set(Exit) and Exit(pod.exit_code or 0).permanent
         return (1 if permanent else 2), latest
-    return (4 if pod.disrupted or pod.exit_code == Exit.STOPPED_AT_CHECKPOINT else 3), latest
+    if pod.disrupted:
+        return 4, latest
+    return (5 if pod.exit_code == Exit.STOPPED_AT_CHECKPOINT else 3), latest

@@ -257,10 +257,15 @@ def _earlier_attempt(world: World, step: Step, attempt: int) -> SeenJob | None:
         (
             job
             for job in world.seen.jobs
-            if job.key == step.key and job.attempt != attempt and (job.state in LIVE or job.deleting)
+            if job.key == step.key and job.attempt != attempt and (job.state in LIVE or job.deleting or _has_pods(job))
         ),
         None,
     )
+
+
+def _has_pods(job: SeenJob) -> bool:
+    """Whether a pod of a Job that has ended still runs: before Kubernetes 1.31 Failed is told at the first failure."""
+    return any(pod.phase in ("Pending", "Running") for pod in job.pods)
 
 
 def _deleted_by_hand(attempt: SeenJob) -> Broken:

@@ -16,12 +16,9 @@ _SILENT = (STARTING, UNREACHABLE)
 
 
 def added_up(reports: Sequence[ProgressReport], now: datetime) -> Progress | None:
-    """One progress of all workers; None where nobody reported. Workers with another unit than most are left out, and
-    those that count nothing: nodes of a training whose first one counts for all.
-    """
+    """One progress of all workers; None where nobody reported. Workers with another unit than most are left out."""
     if not reports:
         return None
-    reports = [report for report in reports if report.progress.unit] or reports
     unit = Counter(report.progress.unit for report in reports).most_common(1)[0][0]
     shares = [report.progress for report in reports if report.progress.unit == unit]
     rate = sum(_number(share.rate_per_second) for share in shares)

@@ -74,6 +74,8 @@ class SeenJob:
     clock_from: datetime | None = None
     """From when its deadline is counted: also a Job that is held grows old."""
     deadline_seconds: int | None = None
+    completions: int = 1
+    """Pods that must succeed."""
     deleting: bool = False
     pods: tuple[SeenPod, ...] = ()
     pods_refused: str = ""

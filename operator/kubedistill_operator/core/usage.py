@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from kubedistill_api.base import Stage
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.results import GenerateResult, Success
 from kubedistill_api.status import StageUsage, Status, Usage
@@ -17,7 +18,8 @@ def with_usage(job: DistillationJob, status: Status, step: Step, attempt: SeenJo
     """The status with an ended attempt's time added to what was used."""
     end = attempt.finished_at or now
     seconds = int(since(attempt.started_at or attempt.created_at, end).total_seconds())
-    devices = gpus(job.spec, step.key.stage, step.key.teacher) * max(1, len({p.index for p in attempt.pods}))
+    nodes = job.spec.training.nodes if step.key.stage is Stage.TRAIN else 1  # also those whose pods are gone by now
+    devices = gpus(job.spec, step.key.stage, step.key.teacher) * max(nodes, len({p.index for p in attempt.pods}))
     gpu_seconds = seconds * devices
     teacher = seen.teacher(step.key.teacher, attempt.attempt)
     serving = job.spec.teacher(step.key.teacher).serving if step.served_teacher else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from kubedistill_api.base import Stage
 from kubedistill_api.status import (
     ConditionType,
     Failure,
@@ -82,7 +83,9 @@ def _progress(world: World, status: Status, step: Step, attempt: SeenJob) -> Pro
     before = stage.progress if stage else None
     if not _runs(attempt):
         return before
-    return merged(before, attempt.progress, world.now, timedelta(seconds=world.settings.progress_seconds))
+    # Of the nodes of a training the first one counts for all.
+    reports = [report for report in attempt.progress if not report.worker or attempt.key.stage is not Stage.TRAIN]
+    return merged(before, reports, world.now, timedelta(seconds=world.settings.progress_seconds))
 
 
 def _runs(attempt: SeenJob) -> bool:
@@ -106,12 +109,13 @@ def _progressed(world: World, status: Status, step: Step, attempt: SeenJob, prog
 def _words(attempt: SeenJob, queue: str, *, running: bool) -> tuple[str, str]:
     """What to say of it: a reason and a sentence."""
     waiting = next((pod for pod in attempt.pods if pod.waiting_reason not in BENIGN), None)
-    if waiting is not None and not running:
+    together = attempt.key.stage is Stage.TRAIN  # its pods wait for each other
+    if waiting is not None and (together or not running):
         return waiting.waiting_reason, _waits(waiting)
     if attempt.state is JobState.SUSPENDED:
         text = f"The Job waits for the queue {queue} to admit it." if queue else f"Job/{attempt.name} is suspended."
         return Reason.WAITING, text
-    if attempt.pods_refused and not attempt.pods:
+    if attempt.pods_refused and (together or not attempt.pods):
         return reason_of_refusal(attempt.pods_refused), refused_pods(f"Job/{attempt.name}", attempt.pods_refused)
     if attempt.look:
         return (Reason.RUNNING if running else Reason.STARTING), LOOKING

@@ -36,6 +36,8 @@ def step(kube: Kube) -> int:
 def test_two_pods_train_together_and_start_anew_together(kube: Kube) -> None:
     kube("delete", "dj", NAME, "--ignore-not-found", "--wait=true")
     job = toy_job(NAME, workspace={"pvc": {"size": "1Gi", "accessModes": ["ReadWriteMany"]}})
+    little = {"cpu": "100m", "memory": "512Mi"}  # two pods on one small node
+    job["spec"]["stageTemplates"] = [{"stage": "Train", "resources": {"requests": little}}]
     training = job["spec"]["training"]
     training |= {"nodes": 2, "deepspeed": {"zeroStage": 2}, "checkpoints": {"everySteps": 20}}
     training["hyperparameters"] |= {"microBatchSize": 4, "epochs": 200, "learningRate": 1e-4}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from toys.example import load_make_toy
+from training.forks import Server, fork_server
 from training.places import lay_out
 
 from kubedistill_api.base import Stage
@@ -218,3 +219,10 @@ def trained(a_run: Callable[..., TrainRun], a_context: Callable[..., StageContex
 def in_workspace(run: TrainRun, context: StageContext) -> TrainRun:
     """The run with the context's workspace."""
     return run.model_copy(update={"workspace": context.workspace.root})
+
+
+@pytest.fixture(scope="module")
+def server(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Forks trainings."""
+    with fork_server(teacher, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server

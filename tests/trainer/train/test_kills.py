@@ -8,16 +8,14 @@ killed in test_processes.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from training.forks import Server
 
 from kubedistill_api.run import TrainRun
 from kubedistill_trainer.runtime import StageContext
@@ -32,46 +30,6 @@ LONG: dict[str, Any] = {
     "checkpoints": {"everySteps": EVERY, "keepLast": 2},
 }
 """72 steps. Dropout in the adapters, so that the random state matters as well."""
-
-
-class Server:
-    """Forks trainings, one at a time. See kills_script."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        assert self._told() == "ready"
-
-    def run(self, folder: Path, death: tuple[int, float] | None) -> int:
-        """A training to its end, whose exit code is returned."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{json.dumps([str(folder), death])}\n")
-        self._process.stdin.flush()
-        return int(self._told())
-
-    def _told(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-
-@pytest.fixture
-def server(teacher: Path, tmp_path: Path) -> Iterator[Server]:
-    """A fork server; what it forked ends with it."""
-    script = str(Path(__file__).with_name("kills_script.py"))
-    with (
-        (tmp_path / "server.log").open("w") as log,
-        subprocess.Popen(
-            [sys.executable, script, str(teacher)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            yield Server(process)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 class Training:

@@ -16,7 +16,7 @@ from kubedistill_api.base import Stage
 from kubedistill_api.exits import PEER_LOST
 from kubedistill_api.results import Success, TrainResult
 from kubedistill_api.run import TrainRun
-from kubedistill_trainer import meeting
+from kubedistill_trainer import engine, meeting, table
 from kubedistill_trainer.errors import BadData, StageError, Stopped, Transient
 from kubedistill_trainer.meeting import Meeting, meet
 from kubedistill_trainer.progress import ProgressBoard
@@ -40,6 +40,7 @@ class Room:
         self._run = run.model_copy(update={"leader": leader, "training": training, "join_seconds": 20})
         self._folder = folder
         self._threads = ThreadPoolExecutor(max_workers=8)
+        self.contexts: dict[int, StageContext] = {}
 
     def enter(self, node: int, body: Body, seconds: int | None = None) -> Future[Any]:
         """A node that does `body` once all are here; what it returns or raises is the future's."""
@@ -50,6 +51,7 @@ class Room:
             stopping=threading.Event(),
             worker=node,
         )
+        self.contexts[node] = context
         run = self._run.model_copy(update={"join_seconds": seconds}) if seconds else self._run
 
         def live() -> Any:
@@ -67,7 +69,8 @@ def a_room(
     a_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Room]]:
     """Rooms in which seconds are short."""
-    for name, seconds in (("BEAT_SECONDS", 0.1), ("LOST_SECONDS", 1.5), ("LEAVE_SECONDS", 3.0), ("STOP_SECONDS", 3.0)):
+    monkeypatch.setattr(table, "BEAT_SECONDS", 0.1)
+    for name, seconds in (("LOST_SECONDS", 1.5), ("LEAVE_SECONDS", 3.0)):
         monkeypatch.setattr(meeting, name, seconds)
     rooms: list[Room] = []
 
@@ -138,11 +141,12 @@ def test_a_first_node_that_is_gone_may_have_committed(committed: Success | None,
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_node_that_fails_ends_the_others_with_its_words(failing: int, a_room: Callable[..., Room]) -> None:
-    room = a_room()
-    ends = [room.enter(n, fails(BadData("Bad", "No good.")) if n == failing else waits) for n in (0, 1)]
-    assert reason(ends[failing]) == "Bad"
-    assert reason(ends[1 - failing]) == PEER_LOST
-    assert f"node {failing}: No good." in str(ends[1 - failing].exception())
+    room = a_room(nodes=3)
+    ends = [room.enter(n, fails(BadData("Bad", "No good.")) if n == failing else waits) for n in range(3)]
+    assert reason(ends.pop(failing)) == "Bad"
+    for end in ends:
+        assert reason(end) == PEER_LOST
+        assert f"node {failing}: No good." in str(end.exception())
 
 
 @pytest.mark.parametrize("silent", [0, 1])
@@ -150,9 +154,9 @@ def test_a_node_that_is_silent_is_lost(silent: int, a_room: Callable[..., Room])
     room, noticed = a_room(), threading.Event()
 
     def dies(nodes: Any, context: StageContext) -> None:
-        nodes._closed.set()  # nothing is sent any more
+        nodes._line.close()  # nothing is sent any more
         if nodes.node == 0:
-            nodes._table = None
+            nodes._table = nodes._line._table = None
         noticed.wait(20)
 
     ends = [room.enter(n, dies if n == silent else waits) for n in (0, 1)]
@@ -165,6 +169,30 @@ def test_a_node_that_is_stopped_stops_the_others(asked: int, a_room: Callable[..
     room = a_room()
     ends = [room.enter(n, fails(Stopped()) if n == asked else waits) for n in (0, 1)]
     assert all(isinstance(end.exception(timeout=20), Stopped) for end in ends)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_node_that_is_stopped_while_others_are_missing_goes_at_once(asked: int, a_room: Callable[..., Room]) -> None:
+    room = a_room(nodes=3)
+    ends = [room.enter(n, waits) for n in (0, 1)]
+    time.sleep(0.5)
+    started = time.monotonic()
+    room.contexts[asked].stopping.set()
+    assert isinstance(ends[asked].exception(timeout=20), Stopped)
+    assert time.monotonic() - started < 2
+    other = ends[1 - asked].exception(timeout=20)
+    assert isinstance(other, Stopped) or (asked == 0 and isinstance(other, Transient))
+
+
+def test_a_node_that_is_stopped_during_the_export_leaves_the_others_alone(a_room: Callable[..., Room]) -> None:
+    room = a_room(nodes=3)
+    first = room.enter(0, lambda nodes, _: (time.sleep(1.5), nodes.done(RESULT)))
+    others = [room.enter(n, lambda nodes, _: nodes.result(lambda: None)) for n in (1, 2)]
+    time.sleep(0.5)
+    room.contexts[1].stopping.set()
+    assert isinstance(others[0].exception(timeout=20), Stopped)
+    assert others[1].result(timeout=20) == RESULT
+    first.result(timeout=20)
 
 
 def test_a_place_is_given_once(a_room: Callable[..., Room]) -> None:
@@ -189,3 +217,13 @@ def test_one_node_meets_nobody(a_run: Callable[..., TrainRun], tmp_path: Path) -
     context = StageContext(Workspace.open(tmp_path.as_uri()), tmp_path, ProgressBoard(Stage.TRAIN), threading.Event())
     with meet(a_run(), context) as nodes:
         assert (nodes.rendezvous, nodes.agree("as I say"), nodes.trouble()) == ("", "as I say", None)
+
+
+def test_ranks_whose_table_is_gone_say_that_they_lost_another() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = engine.Place(rank=1, world_size=2)
+    with pytest.raises(Transient) as lost, engine.together(place, f"tcp://127.0.0.1:{port}"):
+        pass
+    assert lost.value.reason == PEER_LOST

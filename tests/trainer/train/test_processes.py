@@ -157,17 +157,6 @@ def test_the_losses_do_not_depend_on_the_number_of_processes(whole: Callable[[in
     assert two.validation_losses == pytest.approx(one.validation_losses, rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_training_goes_on_with_another_number_of_processes(
-    stage: int, a_training: Callable[..., Training], whole: Callable[[int, int], Training]
-) -> None:
-    one = a_training(f"moved-{stage}", stage)
-    assert one.interrupted(signal.SIGTERM, 6) == Exit.STOPPED_AT_CHECKPOINT
-    two = a_training(f"moved-{stage}", stage, processes=2)
-    two.finish()
-    assert two.losses == pytest.approx(whole(stage, 1).losses, rel=1e-4)
-
-
 def test_full_memory_ends_with_the_exit_code_that_asks_for_a_smaller_micro_batch(
     a_training: Callable[..., Training],
 ) -> None:

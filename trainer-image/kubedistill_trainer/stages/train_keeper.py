@@ -16,16 +16,19 @@ from typing import Protocol
 
 from kubedistill_api.status import Checkpoint as CheckpointStatus
 from kubedistill_trainer.engine import Place
-from kubedistill_trainer.meeting import Letters
 from kubedistill_trainer.store.checkpoints import Checkpoint, Checkpoints, TrainingState
 from kubedistill_trainer.store.loss_logs import LossLog
+from kubedistill_trainer.table import Letters
 
 
 class Helper(Protocol):
-    """What a rank calls around its checkpoints. Failures surface at the next call."""
+    """What a rank calls around its checkpoints. What went wrong in the thread surfaces at the next call."""
 
     def begin(self, step: int) -> None:
         """Make room for the checkpoint of `step`, once the one before is complete."""
+
+    def check(self) -> None:
+        """Raise what went wrong. Called before each step: other nodes may wait for what failed here."""
 
     def commit(self, state: TrainingState) -> None:
         """All ranks have written it."""
@@ -61,6 +64,9 @@ class Keeper:
         self._beside.wait()
         self._checkpoints.begin(step)
 
+    def check(self) -> None:
+        self._beside.check()
+
     def commit(self, state: TrainingState) -> None:
         self._beside.do(lambda: self._keep(state, new=True))
 
@@ -91,7 +97,9 @@ class Keeper:
         files = self._checkpoints.deliver(step)
         if self._letters is not None:
             for node in range(1, self._place.nodes):
-                files |= json.loads(self._letters.collect(_letter(step, node)))
+                theirs: dict[str, int] = json.loads(self._letters.collect(_letter(step, node)))
+                # Of a shared volume all list all files. Files only grow: a smaller size is that of an old cache.
+                files = {path: max(files.get(path, 0), theirs.get(path, 0)) for path in {*files, *theirs}}
         return files
 
 
@@ -107,7 +115,11 @@ class Courier:
     def begin(self, step: int) -> None:
         self._beside.wait()
         if not self._checkpoints.shared:
+            self._checkpoints.drop_here()  # also the one that was gone on from
             self._checkpoints.begin_here(step)
+
+    def check(self) -> None:
+        self._beside.check()
 
     def commit(self, state: TrainingState) -> None:
         self._beside.do(lambda: self._deliver(state.step))
@@ -119,25 +131,29 @@ class Courier:
         files = self._checkpoints.deliver(step)
         self._letters.leave(_letter(step, self._place.node), json.dumps(files))
         if not self._checkpoints.shared:
-            self._checkpoints.drop_here(step)
+            self._checkpoints.drop_here()
 
 
 class _Beside:
-    """One thread, one thing at a time."""
+    """One thread, one thing after the other; nothing after one that went wrong."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        self._pending: Future[None] | None = None
+        self._pending: list[Future[None]] = []
 
     def do(self, what: Callable[[], None]) -> None:
-        self.wait()
-        self._pending = self._thread.submit(what)
+        before = self._pending[-1] if self._pending else None
+        self._pending.append(self._thread.submit(lambda: what() if before is None or not before.exception() else None))
+
+    def check(self) -> None:
+        """Raise what went wrong with anything that is over."""
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
 
     def wait(self) -> None:
-        """Until the last thing is done; raises what it raised."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        """Until all is done; raises what it raised."""
+        while self._pending:
+            self._pending.pop(0).result()
 
     def close(self) -> None:
         try:

@@ -27,7 +27,6 @@ from kubedistill_trainer.core.signals import LossSum
 from kubedistill_trainer.distiller import Distiller, plain
 from kubedistill_trainer.engine import Engine, Place, together, weights_dtype
 from kubedistill_trainer.errors import BadConfiguration, DeviceOutOfMemory, Stopped
-from kubedistill_trainer.meeting import Letters
 from kubedistill_trainer.models import at_ease, load_model, load_tokenizer, torch_dtype
 from kubedistill_trainer.ranks import usable_cpus
 from kubedistill_trainer.rehearsal import rehearse
@@ -38,6 +37,7 @@ from kubedistill_trainer.store.examples import Examples
 from kubedistill_trainer.store.loss_logs import LossLog
 from kubedistill_trainer.store.workspace import Workspace
 from kubedistill_trainer.students import fitting, load_start, with_adapter
+from kubedistill_trainer.table import Letters
 
 RATE_STEPS = 20
 """Tokens a second are those of the last so many steps."""
@@ -145,6 +145,8 @@ class _Training:
 
     def _step(self) -> bool:
         """One optimizer step; whether any rank was asked to stop."""
+        if self._helper is not None:
+            self._helper.check()  # before the others wait for this rank
         step = self._state.step
         hyper = self._run.training.hyperparameters
         torch.manual_seed(_seed(hyper.seed, step, self._place.rank))  # dropout is the same after a resume

@@ -90,9 +90,9 @@ class Checkpoints:
         local.mkdir(parents=True)
         return local
 
-    def drop_here(self, step: int) -> None:
-        """Remove the local folder of this node, once it was delivered."""
-        shutil.rmtree(self.local(step), ignore_errors=True)
+    def drop_here(self) -> None:
+        """Remove this node's own copies, once they are delivered or loaded."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     @property
     def shared(self) -> bool:
