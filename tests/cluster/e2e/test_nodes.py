@@ -17,7 +17,7 @@ WITHIN_SECONDS = 120
 KILL_A_RANK = """
 import os, pathlib, signal
 for process in pathlib.Path("/proc").glob("[0-9]*"):
-    if b"spawn_main" in (process / "cmdline").read_bytes():
+    if int(process.name) != os.getpid() and b"spawn_main" in (process / "cmdline").read_bytes():
         os.kill(int(process.name), signal.SIGKILL)
 """
 
