@@ -30,8 +30,8 @@ def tokenizer_with(plain: Any, template: str, *, adds: bool) -> Any:
     return fast
 
 
-def answered(tokenizer: Any, text: str) -> Answered:
-    ids = [*tokenizer.encode(text, add_special_tokens=False), END]
+def answered(tokenizer: Any, text: str, complete: bool = True) -> Answered:
+    ids = [*tokenizer.encode(text, add_special_tokens=False), *([END] if complete else [])]
     count = len(ids)
     ranks_N = np.arange(count, dtype=np.float32)
     signal = Signal(
@@ -40,7 +40,7 @@ def answered(tokenizer: Any, text: str) -> Answered:
         -ranks_N - 2,
         -ranks_N / 8,
     )
-    return Answered(text, True, tuple(ids), signal, count)
+    return Answered(text, complete, tuple(ids), signal, count)
 
 
 @pytest.mark.parametrize("adds", [False, True], ids=["plain encoder", "encoder adds BOS"])
@@ -65,3 +65,23 @@ def test_a_bos_on_one_side_moves_no_token_and_no_score(
     assert row.signal.topk_ids_NK[:, 0].tolist() == written, "its scores beside it"
     assert (ids == BOS).sum() == (template is WITH), "as often as the student's template says, not its encoder"
     assert student.decode(ids[mask & (ids != END)]) == "".join(texts)
+
+
+@pytest.mark.parametrize("complete", [True, False], ids=["ended", "cut off"])
+@pytest.mark.parametrize("top_k", [True, False], ids=["scores", "text"])
+def test_an_end_stands_after_every_earlier_answer_and_is_a_target_where_the_teacher_wrote_it(
+    tiny_tokenizer: Any, top_k: bool, complete: bool
+) -> None:
+    """The student's template writes it there either way, and so it is what the student will see."""
+    student = tokenizer_with(tiny_tokenizer, WITHOUT, adds=False)
+    answers = [answered(tiny_tokenizer, "One", complete), answered(tiny_tokenizer, "Two")]
+    history = [
+        {"role": "user", "content": "1?"},
+        {"role": "assistant", "content": "One"},
+        {"role": "user", "content": "2?"},
+        {"role": "assistant", "content": "Two"},
+    ]
+    row = Assembler(student, [END], [END], top_k=top_k).assemble(history, [1, 3], answers)
+    ids, mask = np.array(row.tokens.input_ids), np.array(row.tokens.target_mask)
+    assert student.decode(ids) == "[user]1?</s>[assistant]One</s>[user]2?</s>[assistant]Two</s>"
+    assert student.decode(ids[mask]) == ("One</s>Two</s>" if complete else "OneTwo</s>")

@@ -48,7 +48,11 @@ class Assembler:
         last one is: the row then shows the student exactly what it will see.
         """
         taught = [self._taught(answer) for answer in answers]
-        contexts = self._contexts(history, prompts, answers, tools)
+        ended = [
+            answer.complete or any(token in self.student_ends for token in ids)
+            for answer, (ids, _) in zip(answers, taught, strict=True)
+        ]
+        contexts = self._contexts(history, prompts, [answer.text for answer in answers], ended, tools)
         if contexts is None:
             contexts, taught, answers = [self._prompt(history[: prompts[-1]], tools)], taught[-1:], answers[-1:]
         turns = [
@@ -77,21 +81,26 @@ class Assembler:
         self,
         history: Sequence[Mapping[str, Any]],
         prompts: Sequence[int],
-        answers: Sequence[Answered],
+        texts: Sequence[str],
+        ended: Sequence[bool],
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> list[str] | None:
-        """What stands before each answer and after the one before it; None: the template rewrites earlier answers."""
+        """What stands before each answer and after the one before it; None: the template rewrites earlier answers.
+
+        The end that the template writes after an answer belongs to the answer; after one that was cut off it is no
+        target, and belongs to what follows.
+        """
         contexts: list[str] = []
         before = ""
-        for place, answer in zip(prompts, answers, strict=True):
+        for number, (place, text) in enumerate(zip(prompts, texts, strict=True)):
             prompt = self._prompt(history[:place], tools)
             if not prompt.startswith(before):
                 return None
             context = prompt[len(before) :]
-            if contexts:
+            if number and ended[number - 1]:
                 context = context.removeprefix(self.tokenizer.decode([self.student_ends[0]]))
             contexts.append(context)
-            before = prompt + answer.text
+            before = prompt + text
         return contexts
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
