@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -93,6 +94,22 @@ def test_a_prompt_that_leaves_no_room_is_given_back_with_the_numbers(tiny_model:
     outcome = work.outcomes["long/0/0"]
     assert isinstance(outcome, Failed)
     assert "the teacher takes 512" in outcome.reason
+    assert outcome.by_request
+
+
+def test_a_chat_that_the_teachers_template_refuses_is_given_back_in_its_words(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    strict = copy.deepcopy(tiny_tokenizer)
+    strict.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}Hi"
+    )
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}
+    work = ListOfWork([Request("a", 0, 0, [system, user]), Request("b", 0, 0, [user])])
+    TransformersTeacher(tiny_model, strict, [0], Sampling(max_tokens=3), 4).answer(work, threading.Event())
+    expected = Failed("the teacher's chat template refuses it: System role not supported", by_request=True)
+    assert work.outcomes["a/0/0"] == expected
+    assert isinstance(work.outcomes["b/0/0"], Answered)
 
 
 def test_stopping_leaves_at_once(tiny_model: Any, tiny_tokenizer: Any) -> None:

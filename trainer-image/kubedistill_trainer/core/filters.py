@@ -23,6 +23,7 @@ class Reject(StrEnum):
     """Why an answer was rejected: exactly one reason for each."""
 
     REQUEST_FAILED = "RequestFailed"
+    UNANSWERABLE = "Unanswerable"
     EMPTY = "Empty"
     TRUNCATED = "Truncated"
     TOO_SHORT = "TooShort"
@@ -136,7 +137,7 @@ CHECKS: tuple[tuple[Reject, Callable[[Answer, Asked], bool]], ...] = (
 
 
 def problem(answer: Answer, asked: Asked) -> Reject | None:
-    """Why an answer may not train; None: it may. (RequestFailed is for the caller to know.)"""
+    """Why an answer may not train; None: it may. (RequestFailed and Unanswerable are for the caller to know.)"""
     return next((reason for reason, finds in CHECKS if finds(answer, asked)), None)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kubedistill_trainer.chats import prompt_text
 from kubedistill_trainer.core.targets import Tokens, Turn, supervise
 from kubedistill_trainer.store.shards import Signal
 from kubedistill_trainer.teachers.protocol import Answered
@@ -104,11 +105,7 @@ class Assembler:
         return contexts
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) if tools else None, add_generation_prompt=True, tokenize=False
-            )
-        )
+        return prompt_text(self.tokenizer, messages, tools)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -81,7 +81,8 @@ class Exchange:
     def give(self, outcome: Outcome) -> None:
         """Take what came back, and judge it: a chat is as good as its worst answer."""
         if isinstance(outcome, Failed):
-            self.rejection = Rejection(Reject.REQUEST_FAILED, outcome.reason)
+            reason = Reject.UNANSWERABLE if outcome.by_request else Reject.REQUEST_FAILED
+            self.rejection = Rejection(reason, outcome.reason)
             return
         self.answers.append(outcome)
         self.taught.append(self._taught(outcome))

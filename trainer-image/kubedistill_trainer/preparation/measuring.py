@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
+from kubedistill_trainer.chats import TemplateRefused, prompt_text
 from kubedistill_trainer.core.rows import Row
 
 
@@ -26,7 +25,7 @@ class Lengths:
         """The tokens of each prompt; of one that the chat template refuses, its words."""
         try:
             found: list[int | str] = list(self._tokens(rows))
-        except (TemplateError, TypeError):  # of one of them: ask for each
+        except TemplateRefused:  # one of them: ask for each
             found = [self._tokens_or_refusal(row) for row in rows]
         self._known |= {row.row_id: n for row, n in zip(rows, found, strict=True) if isinstance(n, int)}
         return found
@@ -34,20 +33,13 @@ class Lengths:
     def _tokens_or_refusal(self, row: Row) -> int | str:
         try:
             return self._tokens([row])[0]
-        except (TemplateError, TypeError) as error:
-            return " ".join(str(error).split())[:200] or type(error).__name__
+        except TemplateRefused as error:
+            return str(error)
 
     def _tokens(self, rows: Sequence[Row]) -> list[int]:
         texts = [
-            self._tokenizer.apply_chat_template(
-                [message.as_dict() for message in row.messages],
-                tools=[dict(tool) for tool in row.tools] or None,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-            for row in rows
+            prompt_text(self._tokenizer, [message.as_dict() for message in row.messages], row.tools) for row in rows
         ]
-        # The template writes what begins a text itself; this is also how apply_chat_template makes tokens.
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
         return [len(ids) for ids in encoded["input_ids"]]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kubedistill_api.output import Format
 from kubedistill_api.run import PublishRun
+from kubedistill_trainer.chats import prompt_ids
 from kubedistill_trainer.errors import BadConfiguration, Transient
 from kubedistill_trainer.models import load_tokenizer
 from kubedistill_trainer.runtime import StageContext
@@ -87,8 +88,6 @@ def _texts(model: Path, run: PublishRun, context: StageContext) -> list[list[int
     """The first held-out prompts, as the model sees them."""
     tokenizer = load_tokenizer(model)
     return [
-        tokenizer.apply_chat_template(row.chat, tools=row.tool_list, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ][:TOKENS]
+        prompt_ids(tokenizer, row.chat, row.tool_list)[:TOKENS]
         for row in read_prompts(context.workspace, run.prepared, "valid")[:PROMPTS]
     ]

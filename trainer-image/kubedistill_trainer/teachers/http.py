@@ -24,12 +24,13 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-from jinja2 import TemplateError
 
+from kubedistill_trainer.chats import TemplateRefused
+from kubedistill_trainer.core.tool_calls import called, for_server
 from kubedistill_trainer.errors import BadConfiguration, NotFound, Transient
 from kubedistill_trainer.store.shards import Signal
 from kubedistill_trainer.teachers.logprobs import candidates_of, of_vocabulary, signal_of, token_id
-from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode
+from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode, refused
 from kubedistill_trainer.teachers.rates import Gate, Limits
 from kubedistill_trainer.teachers.servers import RETRIED, Server, credential_refused, words_of
 
@@ -115,8 +116,8 @@ class HttpTeacher:
             return await self._answer_in_text(client, request)
         except Refused as error:
             return Failed(str(error))
-        except TemplateError as error:
-            return Failed(f"the teacher's chat template refuses it: {error}")
+        except TemplateRefused as error:
+            return refused(error)
 
     async def _answer_in_tokens(self, client: httpx.AsyncClient, request: Request) -> Outcome:
         """vLLM: the prompt's token ids in, the answer's token ids out, and their scores in a second request."""
@@ -160,13 +161,16 @@ class HttpTeacher:
 
     async def _answer_in_text(self, client: httpx.AsyncClient, request: Request) -> Outcome:
         """Any server: a chat in, text out; its own logprobs if they are wanted."""
-        body = {**self._common(request), "messages": list(request.messages)}
+        body = {**self._common(request), "messages": for_server(request.messages)}
         if request.tools:
             body["tools"] = list(request.tools)
         if self._sampling.k:
             body |= {"logprobs": True, "top_logprobs": self._sampling.k}
         reply = await self._post(client, "chat/completions", body, self._size(request))
         choice = reply["choices"][0]
+        if names := called(choice["message"]):
+            words = f"the teacher called a tool ({', '.join(names)}) where an answer was asked for"
+            return Failed(words, by_request=True)
         text = choice["message"].get("content") or ""
         complete = choice["finish_reason"] == "stop"
         counted = int((reply.get("usage") or {}).get("completion_tokens") or 0)
@@ -184,7 +188,7 @@ class HttpTeacher:
         if self._server.tokens_per_minute is None:
             return 0
         if self._tokenizer is not None:
-            with suppress(TemplateError, TypeError):  # the server's own template may take what this one refuses
+            with suppress(TemplateRefused):  # the server's own template may take what this one refuses
                 return len(encode(self._tokenizer, request))
         return len(json.dumps([list(request.messages), request.tools], ensure_ascii=False)) // CHARACTERS_OF_A_TOKEN
 

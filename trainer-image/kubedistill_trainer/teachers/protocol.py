@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kubedistill_trainer.chats import TemplateRefused, prompt_ids
 from kubedistill_trainer.store.shards import Signal
 
 
@@ -67,21 +68,35 @@ class Failed:
 
     reason: str
     """A few words, for the ledger and for people."""
+    by_request: bool = False
+    """The request itself cannot be answered, by whatever server and at whatever time."""
 
 
 Outcome = Answered | Failed
 
 
 def encode(tokenizer: Any, request: Request) -> list[int]:
-    """A request as the token ids that the chat template makes of it."""
-    ids = tokenizer.apply_chat_template(
-        list(request.messages),
-        tools=list(request.tools) if request.tools else None,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
-    return list(ids)
+    """A request as the token ids that the teacher's chat template makes of it.
+
+    Raises TemplateRefused: it makes none of this chat.
+    """
+    return prompt_ids(tokenizer, request.messages, request.tools)
+
+
+def refused(error: TemplateRefused) -> Failed:
+    """What comes of a request that the teacher's chat template does not take."""
+    return Failed(f"the teacher's chat template refuses it: {error}", by_request=True)
+
+
+def prompt_of(tokenizer: Any, request: Request, context: int) -> list[int] | Failed:
+    """The token ids of a request, which leave room for an answer in the teacher's context, or why it is not asked."""
+    try:
+        prompt = encode(tokenizer, request)
+    except TemplateRefused as error:
+        return refused(error)
+    if len(prompt) >= context:
+        return Failed(f"the prompt has {len(prompt)} tokens, the teacher takes {context}", by_request=True)
+    return prompt
 
 
 class Work(Protocol):

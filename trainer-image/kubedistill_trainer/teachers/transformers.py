@@ -20,7 +20,7 @@ from kubedistill_trainer.core.signals import top_k
 from kubedistill_trainer.models import at_ease, end_ids, load_model, load_tokenizer, torch_dtype
 from kubedistill_trainer.store.shards import NO_LOGPROB, Signal
 from kubedistill_trainer.teachers.decoding import Decoder, draw
-from kubedistill_trainer.teachers.protocol import Answered, Failed, Request, Sampling, Work, encode
+from kubedistill_trainer.teachers.protocol import Answered, Failed, Request, Sampling, Work, prompt_of
 
 PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, that are read in one pass."""
@@ -109,16 +109,15 @@ class TransformersTeacher:
         return _shrunk(decoder, slots)
 
     def _new(self, work: Work, limit: int) -> list[_Slot]:
-        """New rows, the shortest first. A prompt that leaves no room for an answer is given back at once."""
+        """New rows, the shortest first. A prompt that cannot be asked is given back at once."""
         slots: list[_Slot] = []
         while len(slots) < limit and (requests := work.take(limit - len(slots))):
             for request in requests:
-                prompt = encode(self._tokenizer, request)
-                room = min(self._sampling.max_tokens, self._context - len(prompt))
-                if room < 1:
-                    reason = f"the prompt has {len(prompt)} tokens, the teacher takes {self._context}"
-                    work.give(request, Failed(reason))
+                prompt = prompt_of(self._tokenizer, request, self._context)
+                if isinstance(prompt, Failed):
+                    work.give(request, prompt)
                     continue
+                room = min(self._sampling.max_tokens, self._context - len(prompt))
                 slots.append(_Slot(request, prompt, room, np.random.Generator(np.random.Philox(request.seed))))
         return sorted(slots, key=lambda slot: len(slot.prompt))
 

@@ -20,7 +20,7 @@ from kubedistill_api.teachers import Batch
 from kubedistill_trainer.errors import BadConfiguration, DeviceOutOfMemory, NotFound, StageError
 from kubedistill_trainer.models import end_ids, load_tokenizer
 from kubedistill_trainer.teachers.logprobs import signal_of_flat
-from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode
+from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, prompt_of
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -99,15 +99,14 @@ class VllmTeacher:
         self._engine.engine_core.shutdown()
 
     def _refill(self, work: Work, under_way: dict[str, Request]) -> None:
-        """Let new requests join. A prompt that leaves no room for an answer is given back at once."""
+        """Let new requests join. A prompt that cannot be asked is given back at once."""
         while len(under_way) < self._batch_size and (requests := work.take(self._batch_size - len(under_way))):
             for request in requests:
-                prompt = encode(self._tokenizer, request)
-                room = min(self._sampling.max_tokens, self._context - len(prompt))
-                if room < 1:
-                    reason = f"the prompt has {len(prompt)} tokens, the teacher takes {self._context}"
-                    work.give(request, Failed(reason))
+                prompt = prompt_of(self._tokenizer, request, self._context)
+                if isinstance(prompt, Failed):
+                    work.give(request, prompt)
                     continue
+                room = min(self._sampling.max_tokens, self._context - len(prompt))
                 self._engine.add_request(
                     request.key, {"type": "token", "prompt_token_ids": prompt}, self._parameters(request, room)
                 )
