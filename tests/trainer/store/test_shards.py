@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kubedistill_trainer.core.signals import TopK, top_k
 from kubedistill_trainer.errors import BadData
 from kubedistill_trainer.store.candidates import LOWEST, kept, rounded
-from kubedistill_trainer.store.shards import AnswerRow, ShardMeta, Signal, read_shard, shard_bytes
+from kubedistill_trainer.store.shards import AnswerRow, ShardMeta, Signal, read_meta, read_shard, shard_bytes
 
 VOCABULARY = 50_000
 every_float16 = np.arange(2**16, dtype=np.uint16).view(np.float16)
@@ -107,6 +107,50 @@ def test_a_shard_read_back_is_the_shard_written(seed: int, targets: list[int], k
 def test_what_was_read_is_written_as_it_was(seed: int, targets: list[int], k: int, spread: float) -> None:
     data = shard_bytes(meta_of(k), rows_of(seed, targets, k, spread))
     assert shard_bytes(*read_shard(data)) == data
+
+
+words = st.text(max_size=20)
+
+
+@few
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            dict.fromkeys(("row_id", "label", "messages", "text", "teacher", "written"), words)
+            | {"split": st.sampled_from(["train", "valid"]), "finish_reason": st.sampled_from(["stop", "length"])}
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_was_said_comes_back_letter_by_letter(said: list[dict[str, str]]) -> None:
+    """Zeros, line separators and emoji among others; the label that is none stays empty."""
+    (plain,) = rows_of(0, [3], 2, 1.0)
+    written = [replace(plain, **texts) for texts in said]
+    read = read_shard(shard_bytes(meta_of(2), written))[1]
+    assert [{name: getattr(row, name) for name in texts} for row, texts in zip(read, said, strict=True)] == said
+
+
+@few
+@given(
+    sampling=st.fixed_dictionaries(
+        {
+            "temperature": st.floats(0, 2),
+            "top_p": st.floats(0.01, 1),
+            "max_tokens": st.integers(1, 2**20),
+            "seed": st.integers(0, 2**63 - 1),
+        }
+    ),
+    reasons=st.dictionaries(words, st.integers(1, 2**40), max_size=4),
+    teacher=words,
+)
+def test_how_a_shard_was_made_comes_back_exactly(
+    sampling: dict[str, Any], reasons: dict[str, int], teacher: str
+) -> None:
+    made = meta_of(8).model_copy(
+        update={"sampling": sampling, "reasons": reasons, "teacher": teacher, "tokenizer_digest": "sha256:1"}
+    )
+    data = shard_bytes(made, [])
+    assert read_shard(data)[0] == read_meta(data) == made
 
 
 def test_rows_of_text_alone_come_back_without_a_signal() -> None:
