@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from teaching.server import TestTeacher
 from teaching.work import context_of
 from toys.families import save
@@ -27,6 +29,7 @@ from kubedistill_api.results import FailedResult, GenerateResult, PrepareResult,
 from kubedistill_api.run import JobIdentity, PrepareRun
 from kubedistill_api.status import Ledger, RejectReason
 from kubedistill_trainer import runtime
+from kubedistill_trainer.preparation.report import quantile
 from kubedistill_trainer.stages import prepare
 from kubedistill_trainer.store import manifests
 from kubedistill_trainer.store.rows import read_prompts
@@ -361,6 +364,94 @@ def test_an_output_that_is_taken_is_refused(tried: Callable[..., Any], tmp_path:
     assert (tmp_path / "output" / "theirs.txt").read_text() == "keep me"
 
 
+@pytest.mark.parametrize(
+    ("below", "reason"), [("", "OutputTaken"), ("/folder/model", "OutputNotWritable")], ids=["a file", "below a file"]
+)
+def test_an_output_that_cannot_be_written_is_refused_with_what_to_write(
+    tried: Callable[..., Any], tmp_path: Path, below: str, reason: str
+) -> None:
+    """Also to root, who may write to every folder."""
+    (tmp_path / "taken").write_text("a file")
+    result = tried(output={"uri": f"file://{tmp_path}/taken{below}"})
+    assert isinstance(result, FailedResult), result
+    assert (result.exit_code, result.reason) == (64, reason)
+    assert result.message.startswith(f"file://{tmp_path}/taken{below} cannot be written")
+    assert "output.uri" in result.message
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+@pytest.mark.s3
+def test_a_bucket_that_is_not_there_is_refused_as_output(tried: Callable[..., Any], s3_bucket: str) -> None:
+    result = tried(output={"uri": "s3://no-such-bucket/model"})
+    assert (result.exit_code, result.reason) == (64, "OutputNotWritable")
+    assert result.message.startswith("s3://no-such-bucket/model cannot be written")
+    assert "bucket" in result.message.replace("s3://no-such-bucket", "")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("keys", ["wrong", "none"])
+@pytest.mark.parametrize("what", ["output", "data", "model"])
+def test_credentials_that_are_refused_or_missing_are_told_with_where_to_write_them(
+    tried: Callable[..., Any], s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, keys: str
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # else an absent key is looked for on the network
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+        if keys == "wrong":
+            monkeypatch.setenv(name, "nobody")
+    uri = f"{s3_bucket}/{tmp_path.name}"
+    asked: dict[str, dict[str, Any]] = {
+        "output": {"output": {"uri": uri}},
+        "data": {"data": {"train": {"uri": f"{uri}/data.jsonl"}}},
+        "model": {"student": {"prunedFrom": None, "model": {"uri": uri}}},
+    }
+    result = tried(**asked[what])
+    assert isinstance(result, FailedResult), result
+    assert (result.exit_code, result.reason) == (66, "AccessDenied")
+    assert result.message.startswith(f"Access to {uri}")
+    assert "check spec.credentials" in result.message
+
+
+LENGTHS = st.lists(st.integers(1, 5000), min_size=1, max_size=60)
+
+
+@given(lengths=LENGTHS, share=st.floats(0, 1))
+def test_of_the_prompts_no_smaller_share_is_as_short_as_the_quantile_says(lengths: list[int], share: float) -> None:
+    found = quantile(lengths, share)
+    assert found in lengths
+    assert sum(length < found for length in lengths) <= share * len(lengths)
+    assert sum(length <= found for length in lengths) >= share * len(lengths)
+
+
+def test_the_report_has_the_lengths_of_the_prompts_and_the_labels(tried: Callable[..., Any], tmp_path: Path) -> None:
+    """Lengths in the student's tokens, template included: here one for each byte, two of them for <s> and </s>."""
+    labels = ["up", "up", "down | or so"]
+    rows = [{"prompt": "x" * (1 + number), "label": labels[number % 3]} for number in range(90)]
+    result = tried(jsonl(rows), task="Classification", data={"labels": ["up", "down | or so"]})
+    assert isinstance(result, PrepareResult), result
+    place = Workspace.open(f"file://{tmp_path}/workspace")
+    beside = 1 + len("user: ") + 1 + 1 + len("assistant: ")
+    lengths = sorted(beside + len(row.chat[0]["content"]) for row in read_prompts(place, result.folder, "train"))
+    middle, high = lengths[len(lengths) // 2], lengths[int(0.95 * len(lengths))]
+    report = place.read_bytes(result.report).decode()
+    assert (
+        f"A prompt has {middle} tokens in the middle, {high} at the 95th percentile, {lengths[-1]} at most." in report
+    )
+    assert "| Label | Rows |\n|---|---|\n| up | 60 |\n| down \\| or so | 30 |\n" in report
+
+
+@pytest.mark.parametrize("kinds", [50, 51])
+def test_labels_of_more_kinds_than_one_reads_are_not_listed(
+    tried: Callable[..., Any], tmp_path: Path, kinds: int
+) -> None:
+    rows = [{"prompt": f"Case {number}?", "label": f"line\n{number}"} for number in range(kinds)]
+    result = tried(jsonl(rows), task="QuestionAnswering")
+    report = (tmp_path / "workspace" / result.report).read_text()
+    assert report.count("| line ") == (50 if kinds == 50 else 0)
+
+
 def test_equal_sizes_with_other_tokens_are_not_one_tokenizer(
     tried: Callable[..., Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -469,15 +560,16 @@ def test_a_student_that_cannot_be_trained_as_asked_is_refused_before_anything_de
     assert "write training.hyperparameters.packing: false" in result.message
 
 
-@pytest.mark.parametrize("keys", ["own", "common", "wrong"])
+@pytest.mark.parametrize("keys", ["own", "common", "wrong", "missing"])
 def test_each_external_teacher_is_tried_with_its_own_key(
     tried: Callable[..., Any], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, keys: str
 ) -> None:
     """A key for all is enough where one provider has them all."""
     wanted = {"b-c": "key of both"} if keys == "common" else {"a": "key of a", "b-c": "key of b-c"}
-    shown = {"common": {"": "key of both"}, "wrong": {"_A": "key of a", "_B_C": "key of a"}}.get(
-        keys, {"_A": "key of a", "_B_C": "key of b-c", "": "nobody's"}
-    )
+    for name in [name for name in os.environ if name.startswith("KUBEDISTILL_TEACHER_API_KEY")]:
+        monkeypatch.delenv(name)
+    odd = {"wrong": {"_A": "key of a", "_B_C": "key of a"}, "missing": {"_A": "key of a"}}
+    shown = {"common": {"": "key of both"}, **odd}.get(keys, {"_A": "key of a", "_B_C": "key of b-c", "": "nobody's"})
     for ending, key in shown.items():
         monkeypatch.setenv(f"KUBEDISTILL_TEACHER_API_KEY{ending}", key)
     with (
@@ -489,9 +581,10 @@ def test_each_external_teacher_is_tried_with_its_own_key(
             for name, server in (("a", one), ("b-c", other))
         ]
         result = tried(teachers=teachers, student={"prunedFrom": None, "model": {"uri": f"file://{tiny_folder}"}})
-    if keys == "wrong":
+    if keys in odd:
         assert isinstance(result, FailedResult)
-        assert result.reason == "CredentialRefused"
+        assert (result.exit_code, result.reason) == (66, "CredentialRefused")
         assert other.url in result.message
+        assert "external.credentialsSecret" in result.message
     else:
         assert isinstance(result, PrepareResult), result

@@ -47,7 +47,10 @@ def render(choice: Choice, out: LeftOut, lengths: Sequence[int], facts: Facts) -
         *(f"| {m.role}: {m.uri} | {m.parameters:,} | {m.revision[:19]} |" for m in facts.models),
     ]
     if labels and len(labels) <= 50:
-        parts += ["\n| Label | Rows |\n|---|---|", *(f"| {label} | {count} |" for label, count in labels.most_common())]
+        parts += [
+            "\n| Label | Rows |\n|---|---|",
+            *(f"| {_cell(label)} | {count} |" for label, count in labels.most_common()),
+        ]
     if notes:
         parts += ["\n## Notes\n", *(f"- {note}" for note in notes)]
     if out.shown:
@@ -55,6 +58,11 @@ def render(choice: Choice, out: LeftOut, lengths: Sequence[int], facts: Facts) -
         parts += ["\n## Rows that cannot be used\n", *(f"- {line}" for line in out.shown)]
         parts += [f"- and {more} more in [{FILE}]({FILE})"] if more else []
     return "\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a table: on one line, and no end of the cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def quantile(lengths: Sequence[int], share: float) -> int:

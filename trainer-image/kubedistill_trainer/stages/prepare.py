@@ -35,6 +35,7 @@ from kubedistill_trainer.preparation import (
     report,
     sharing,
     trainable,
+    trying,
     writing,
 )
 from kubedistill_trainer.preparation.choosing import Choice
@@ -45,10 +46,9 @@ from kubedistill_trainer.preparation.left_out import FILE, LeftOut, left_out
 from kubedistill_trainer.preparation.looking import Look
 from kubedistill_trainer.preparation.measuring import Lengths, with_special_tokens
 from kubedistill_trainer.runtime import StageContext
-from kubedistill_trainer.store import artifacts, manifests
+from kubedistill_trainer.store import manifests
 from kubedistill_trainer.store.manifests import FileEntry, Manifest
 from kubedistill_trainer.store.workspace import Workspace
-from kubedistill_trainer.teachers.servers import Server, check_server, key_of
 
 LOOK_EVERY = 10_000
 """Rows between two looks at the signal."""
@@ -105,8 +105,8 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
     if len(spec.teachers) > 1 or spec.teachers[0].external is not None:  # else there is nothing to share or to pace
         notes += sharing.check(spec, *([writing.stored(row) for row in side] for side in (choice.train, choice.valid)))
     _begin(3, "trying the output and the teachers", context)
-    _try_output(run)
-    _try_external(spec)
+    trying.check_output(run)
+    trying.check_external(spec)
     _begin(4, "writing", context)
     prompts = [lengths(row) for row in choice.train]
     expected = estimate(spec, student, teachers, prompts, len(choice.valid))
@@ -273,27 +273,6 @@ def _specials(choice: Choice, student: Look) -> list[str]:
     found = with_special_tokens((*choice.train, *choice.valid), student.tokenizer)
     note = f"{found} rows have special tokens of the tokenizer in their text; check that this is meant."
     return [note] if found else []
-
-
-def _try_output(run: PrepareRun) -> None:
-    """The output is free (or ours) and can be written to."""
-    output = Workspace.open(run.spec.output.uri)
-    problem = artifacts.objection(artifacts.look(output), artifacts.Owner.of(run.job), run.spec.output.overwrite)
-    if problem:
-        raise BadConfiguration(
-            "OutputTaken",
-            f"{run.spec.output.uri} cannot be written: {problem}. Write another output.uri, or overwrite: IfOwned.",
-        )
-    probe = f".kubedistill-probe-{run.job.uid}"
-    output.write_bytes(probe, b"")
-    output.remove(probe)
-
-
-def _try_external(spec: DistillationJobSpec) -> None:
-    for teacher in spec.teachers:
-        if teacher.external is not None:
-            key = key_of(teacher.name)
-            check_server(Server(url=teacher.external.url, model=teacher.external.model, api_key=key))
 
 
 def _ready_answers(
