@@ -502,6 +502,16 @@ def test_a_teacher_beside_the_student_is_in_the_estimate(tried: Callable[..., An
     assert beside.student_memory_bytes - alone.student_memory_bytes == 2 * weights  # BF16
 
 
+def test_a_student_that_does_not_fit_the_pod_is_refused_before_its_teacher_is_asked(tried: Callable[..., Any]) -> None:
+    def limited(memory: str) -> list[dict[str, Any]]:
+        return [{"stage": "Train", "resources": {"limits": {"memory": memory}}}]
+
+    result = tried(stageTemplates=limited("256Ki"))
+    assert (result.exit_code, result.reason) == (64, "StudentDoesNotFit")
+    assert "limits.memory of stageTemplates Train is 0.25 MiB" in result.message
+    assert isinstance(tried(stageTemplates=limited("1Gi")), PrepareResult)
+
+
 def test_a_student_in_four_bits_is_smaller_in_the_estimate(tried: Callable[..., Any]) -> None:
     memory = {
         kind: tried(

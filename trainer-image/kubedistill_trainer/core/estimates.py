@@ -148,6 +148,14 @@ def model_state_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
     return round(weights + gradients + state)
 
 
+def least_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
+    """Of each training process: what no batch is too small for. An underestimate where gradients leave the device with
+    the optimizer's state, and where adapters are trained, which are left out.
+    """
+    only_weights = plan.offload_optimizer or plan.adapter_rank is not None
+    return model_state_bytes(shape, replace(plan, adapter_rank=0) if only_weights else plan)
+
+
 def activation_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
     """What the forward pass keeps for the backward pass (Korthikanti et al. 2022, equation 2).
 

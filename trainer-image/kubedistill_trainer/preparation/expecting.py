@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kubedistill_api.job import DistillationJobSpec
 from kubedistill_api.status import Estimate
 from kubedistill_trainer.core import estimates
-from kubedistill_trainer.core.estimates import TrainingPlan
+from kubedistill_trainer.core.estimates import ModelShape, TrainingPlan
 from kubedistill_trainer.preparation.looking import Look
 
 
@@ -19,24 +19,9 @@ def estimate(
     tokens = estimates.tokens_to_generate(
         rows + held_out, spec.generation.samples_per_prompt, spec.generation.max_tokens
     )
-    shape = student.shape
-    if spec.student.pruned_from is not None:
-        shape = shape.pruned(spec.student.pruned_from.layers)
-    training = spec.training
-    plan = TrainingPlan(
-        world_size=training.world_size,
-        zero_stage=training.deepspeed.zero_stage,
-        precision=training.precision,
-        micro_batch=training.hyperparameters.micro_batch_size,
-        sequence_length=training.hyperparameters.max_sequence_length,
-        gradient_checkpointing=training.gradient_checkpointing,
-        offload_optimizer=training.deepspeed.offload_optimizer,
-        offload_parameters=training.deepspeed.offload_parameters,
-        adapter_rank=spec.student.adapter.rank if spec.student.adapter else None,
-        four_bits=spec.student.in_four_bits,
-    )
+    shape, plan, training = student_shape(spec, student), plan_of(spec), spec.training
     seen = (sum(train_tokens) + rows * spec.generation.max_tokens) * training.hyperparameters.epochs
-    beside = [look.shape for look in teachers.values()] if training.objective.looks_inside else []
+    beside = shapes_beside(spec, teachers)
     hours = 0.0
     if training.gpus_per_node:
         hours += estimates.training_gpu_hours(shape, seen, gradient_checkpointing=training.gradient_checkpointing)
@@ -50,6 +35,34 @@ def estimate(
         student_memory_bytes=estimates.student_bytes(shape, plan)
         + sum(estimates.beside_bytes(teacher, training.precision) for teacher in beside),
         gpu_hours=f"{hours:.3g}",
+    )
+
+
+def student_shape(spec: DistillationJobSpec, student: Look) -> ModelShape:
+    """Of the student as it is trained: of a pruned one, with the layers that it keeps."""
+    pruned = spec.student.pruned_from
+    return student.shape if pruned is None else student.shape.pruned(pruned.layers)
+
+
+def shapes_beside(spec: DistillationJobSpec, teachers: dict[str, Look]) -> list[ModelShape]:
+    """Of the teachers whose weights stand beside the student while it is trained."""
+    return [look.shape for look in teachers.values()] if spec.training.objective.looks_inside else []
+
+
+def plan_of(spec: DistillationJobSpec) -> TrainingPlan:
+    """What the memory of a training process depends on, from the spec."""
+    training = spec.training
+    return TrainingPlan(
+        world_size=training.world_size,
+        zero_stage=training.deepspeed.zero_stage,
+        precision=training.precision,
+        micro_batch=training.hyperparameters.micro_batch_size,
+        sequence_length=training.hyperparameters.max_sequence_length,
+        gradient_checkpointing=training.gradient_checkpointing,
+        offload_optimizer=training.deepspeed.offload_optimizer,
+        offload_parameters=training.deepspeed.offload_parameters,
+        adapter_rank=spec.student.adapter.rank if spec.student.adapter else None,
+        four_bits=spec.student.in_four_bits,
     )
 
 

@@ -29,6 +29,7 @@ from kubedistill_trainer.models import tokenizer_digest
 from kubedistill_trainer.preparation import (
     choosing,
     files,
+    fitting,
     labels,
     looking,
     rehearsing,
@@ -39,7 +40,7 @@ from kubedistill_trainer.preparation import (
     writing,
 )
 from kubedistill_trainer.preparation.choosing import Choice
-from kubedistill_trainer.preparation.expecting import estimate
+from kubedistill_trainer.preparation.expecting import estimate, plan_of, shapes_beside, student_shape
 from kubedistill_trainer.preparation.files import Reading
 from kubedistill_trainer.preparation.forms import RawRow
 from kubedistill_trainer.preparation.left_out import FILE, LeftOut, left_out
@@ -97,6 +98,7 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
     trainable.check_student(student, spec.training.hyperparameters)
     if spec.student.in_four_bits:
         trainable.check_four_bits(student)
+    fitting.check_student(spec, student_shape(spec, student), plan_of(spec), shapes_beside(spec, teachers))
     rehearsing.check_formats(spec.output, student, context)
     _begin(2, "measuring the prompts", context)
     lengths = Lengths(student.tokenizer)
