@@ -34,7 +34,7 @@ def exported(a_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return export
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3", "phi3"])
 def test_it_answers_as_torch_does_padded_and_with_its_cache(
     family: str, a_model: MakeModel, exported: Callable[[str], Path], texts: list[list[int]]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Small models of each family that can be written, with random weights and a tokenizer with real merges."""
+"""Small models of the families that are written in other formats: random weights, and a tokenizer with real merges."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -45,11 +49,15 @@ LONG = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+"""One layer sees fewer tokens than most texts of a test have."""
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
     "llama3": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=32, rope_parameters=LONG)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=32)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, **WINDOWS, head_dim=32)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SHAPE, sliding_window=8)),
 }
 
 
