@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from teaching.in_vllm import ask
+from teaching.scores import check_candidates
 
 from kubedistill_api.exits import Exit
 from kubedistill_api.teachers import Batch
@@ -128,15 +129,22 @@ def test_the_scores_are_those_of_the_model_at_temperature_one(
         prompt, answer_N = encode(tiny_tokenizer, request), torch.tensor(outcome.token_ids)
         with torch.no_grad():
             logits_NV = broad_model(torch.tensor([[*prompt, *outcome.token_ids]])).logits[0, len(prompt) - 1 : -1]
-        truth = truth_of(logits_NV.log_softmax(-1), answer_N.tolist(), len(tiny_tokenizer))
-        stored_NK = outcome.signal.topk_logprobs_NK.astype(np.float32)
-        np.testing.assert_allclose(-np.sort(-stored_NK), truth.topk_logprobs_NK.astype(np.float32), atol=ROUNDED)
+        logprobs_NV = logits_NV.log_softmax(-1)
+        truth = truth_of(logprobs_NV, answer_N.tolist(), len(tiny_tokenizer))
+        check_candidates(outcome.signal, without_padding(logprobs_NV, len(tiny_tokenizer)), ROUNDED)
         np.testing.assert_allclose(outcome.signal.tail_logprob_N, truth.tail_logprob_N, atol=5 * ROUNDED)
         np.testing.assert_allclose(outcome.signal.target_logprob_N, truth.target_logprob_N, atol=1e-3)
         compared += len(answer_N)
         padded += int((outcome.signal.topk_ids_NK == -1).sum())
     assert compared > LIMIT
     assert padded, "what pads the vocabulary was among the likeliest"
+
+
+def without_padding(logprobs_NV: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """The tokens' logprobs after what pads the vocabulary among the K likeliest was left out."""
+    best = logprobs_NV.topk(K)
+    padding_N = torch.where(best.indices >= vocabulary, best.values.exp(), 0.0).sum(-1)
+    return logprobs_NV[:, :vocabulary] - torch.log1p(-padding_N)[:, None]
 
 
 def truth_of(logprobs_NV: torch.Tensor, written: list[int], vocabulary: int) -> Signal:
