@@ -19,6 +19,9 @@ from kubedistill_api.teachers import Teacher
 from kubedistill_api.training import Training
 
 SCHEMA_VERSION = 1
+JOIN_SECONDS = 1800
+"""How long nodes of a training wait for each other: images of many gigabytes are pulled first, and GPUs of those that
+are there idle meanwhile."""
 
 
 class JobIdentity(Model):
@@ -114,7 +117,7 @@ class TrainRun(RunBase):
     leader: str | None = None
     """`host:port` at which the first of several nodes meets the others; absent: one node."""
     join_seconds: Annotated[int, Field(ge=1)] | None = None
-    """How long the nodes wait for each other; absent: half an hour."""
+    """How long the nodes wait for each other; absent: JOIN_SECONDS."""
     prepared: str
     """Prepare's folder."""
     answers: list[str]

@@ -25,13 +25,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch na
 
 from kubedistill_api.exits import PEER_LOST
 from kubedistill_api.results import FailedResult, Success, read_result
-from kubedistill_api.run import TrainRun
+from kubedistill_api.run import JOIN_SECONDS, TrainRun
 from kubedistill_trainer.errors import StageError, Stopped, Transient
 from kubedistill_trainer.runtime import StageContext
 from kubedistill_trainer.table import CONNECT_SECONDS, POLL_SECONDS, Line, open_table, table_at
 
-JOIN_SECONDS = 1800
-"""Images of many gigabytes are pulled on each node before it comes; GPUs of those that are there idle meanwhile."""
 LOST_SECONDS = 30.0
 """Processes that load a model may hold Python's lock for seconds; a node that is gone is gone for good."""
 LEAVE_SECONDS = 10.0

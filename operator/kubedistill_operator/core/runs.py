@@ -9,6 +9,7 @@ from kubedistill_api.base import Stage
 from kubedistill_api.identity import StageKey, stage_folder
 from kubedistill_api.job import DistillationJob, DistillationJobSpec
 from kubedistill_api.run import (
+    JOIN_SECONDS,
     Endpoint,
     EvaluateRun,
     GenerateRun,
@@ -125,11 +126,12 @@ def run_for(job: DistillationJob, status: Status, key: StageKey, attempt: int, s
 
 
 def _meeting(job: DistillationJob, attempt: int) -> dict[str, object]:
-    """Where several nodes meet, and how long they wait there: GPUs idle meanwhile, as they do for a pending pod."""
+    """Where several nodes meet, and how long they wait there: at most as long as a pod may be pending."""
     if job.spec.training.nodes == 1:
         return {}
     limit = job.spec.run_policy.pending_deadline_seconds
-    return {"leader": leader(job, attempt), **({"join_seconds": limit} if limit else {})}
+    shorter = {"join_seconds": limit} if limit is not None and limit < JOIN_SECONDS else {}
+    return {"leader": leader(job, attempt), **shorter}
 
 
 def workers(spec: DistillationJobSpec, teacher: str, settings: Settings) -> int:
