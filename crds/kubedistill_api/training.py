@@ -140,17 +140,26 @@ class Precision(StrEnum):
     FP32 = "FP32"
 
 
-OWNED_DEEPSPEED_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "optimizer",
-    "scheduler",
-    "fp16",
-    "bf16",
-    "gradient_clipping",
-)
-"""Keys of DeepSpeed's configuration that are written from the spec's own fields."""
+OWNED_DEEPSPEED_KEYS = {
+    "train_batch_size": "hyperparameters.globalBatchSize",
+    "train_micro_batch_size_per_gpu": "hyperparameters.microBatchSize",
+    "gradient_accumulation_steps": "hyperparameters.globalBatchSize",
+    "optimizer": "hyperparameters.learningRate and weightDecay",
+    "scheduler": "hyperparameters.scheduler and warmupRatio",
+    "fp16": "precision",
+    "bf16": "precision",
+    "gradient_clipping": "hyperparameters.gradientClipping",
+}
+"""Keys of DeepSpeed's configuration that are written from the spec's own fields, and those fields."""
+OWNED_ZERO_KEYS = {
+    "stage": "deepspeed.zeroStage",
+    "offload_optimizer": "deepspeed.offloadOptimizer",
+    "cpu_offload": "deepspeed.offloadOptimizer",
+    "offload_param": "deepspeed.offloadParameters",
+    "cpu_offload_param": "deepspeed.offloadParameters",
+}
+"""The same inside `zero_optimization`, DeepSpeed's older names among them."""
+ZERO = "zero_optimization"
 
 
 class DeepSpeed(Model):
@@ -179,7 +188,15 @@ class DeepSpeed(Model):
     """Keep the weights in the host's memory."""
     config: dict[str, Any] = {}
     """More of DeepSpeed's own configuration, merged last; keys that the spec's own fields write are refused by
-    Prepare."""
+    Prepare, those inside `zero_optimization` (`stage`, `offload_optimizer`, `offload_param`) too."""
+
+    def owned(self) -> dict[str, str]:
+        """Keys in `config` that the spec's own fields write, dotted, and the fields of `training` to write instead."""
+        found = {key: field for key, field in OWNED_DEEPSPEED_KEYS.items() if key in self.config}
+        zero = self.config.get(ZERO, {})
+        if not isinstance(zero, dict):  # DeepSpeed takes `true` for stage 1
+            return {**found, ZERO: OWNED_ZERO_KEYS["stage"]}
+        return found | {f"{ZERO}.{key}": field for key, field in OWNED_ZERO_KEYS.items() if key in zero}
 
 
 class Checkpoints(Model):

@@ -250,6 +250,36 @@ def test_a_student_in_four_bits_takes_adapters(stage: int) -> None:
     assert parse_job(document).spec.student.in_four_bits
 
 
+ZERO = "zero_optimization"
+DEEPSPEED_CONFIGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "nothing": ({}, {}),
+    "the optimizer": ({"optimizer": {}}, {"optimizer": "hyperparameters.learningRate and weightDecay"}),
+    "the stage": ({ZERO: {"stage": 3}}, {"zero_optimization.stage": "deepspeed.zeroStage"}),
+    "the stage as it is": ({ZERO: {"stage": 2}}, {"zero_optimization.stage": "deepspeed.zeroStage"}),
+    "a switch for all": ({ZERO: True}, {"zero_optimization": "deepspeed.zeroStage"}),
+    "offloading": (
+        {ZERO: {"offload_optimizer": {"device": "cpu"}, "offload_param": {}}},
+        {
+            "zero_optimization.offload_optimizer": "deepspeed.offloadOptimizer",
+            "zero_optimization.offload_param": "deepspeed.offloadParameters",
+        },
+    ),
+    "offloading by an older name": (
+        {ZERO: {"cpu_offload": True}},
+        {"zero_optimization.cpu_offload": "deepspeed.offloadOptimizer"},
+    ),
+    "how gradients are sent": ({ZERO: {"reduce_bucket_size": 10**6}, "wall_clock_breakdown": True}, {}),
+}
+
+
+@pytest.mark.parametrize(("config", "owned"), DEEPSPEED_CONFIGS.values(), ids=DEEPSPEED_CONFIGS.keys())
+def test_of_deepspeeds_own_keys_those_that_the_spec_writes_are_known(
+    config: dict[str, Any], owned: dict[str, str]
+) -> None:
+    deepspeed = parse_job(changed("training.deepspeed", {"config": config})).spec.training.deepspeed
+    assert deepspeed.owned() == owned
+
+
 @pytest.mark.parametrize(("objective", "share"), [({}, 0.5), ({"beta": 0.9}, 0.9), ({"type": "SkewKL"}, 0.1)])
 def test_the_share_of_the_mixture_depends_on_the_divergence(objective: dict[str, Any], share: float) -> None:
     document = changed("training.objective", {"type": "JensenShannon", **objective})

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kubedistill_api.exits import PEER_LOST
-from kubedistill_api.training import OWNED_DEEPSPEED_KEYS, Precision, Training
+from kubedistill_api.training import Precision, Training
 from kubedistill_trainer.core.batching import MicroBatch
 from kubedistill_trainer.core.signals import LossSum
 from kubedistill_trainer.distiller import MODEL, Distiller
@@ -148,8 +148,8 @@ def configuration(training: Training, micro_batch_size: int) -> dict[str, Any]:
     """
     asked = training.deepspeed
     hyper = training.hyperparameters
-    if owned := sorted(set(asked.config) & set(OWNED_DEEPSPEED_KEYS)):
-        raise ValueError(f"deepspeed.config holds {', '.join(owned)}, which are written from the spec's own fields")
+    if owned := asked.owned():
+        raise ValueError(f"deepspeed.config sets {', '.join(owned)}: write {', '.join(dict.fromkeys(owned.values()))}")
     accumulation, rest = divmod(hyper.global_batch_size, micro_batch_size * training.world_size)
     if rest:
         raise ValueError(

@@ -221,7 +221,13 @@ FAILURES: dict[str, tuple[bytes, dict[str, Any], int, list[str]]] = {
         jsonl(LINES),
         {"training": {"gpusPerNode": 0, "deepspeed": {"config": {"optimizer": {}}}}},
         64,
-        ["optimizer", "training.hyperparameters"],
+        ["sets optimizer, which", "write training.hyperparameters.learningRate"],
+    ),
+    "a ZeRO stage beside the spec's own": (
+        jsonl(LINES),
+        {"training": {"gpusPerNode": 0, "deepspeed": {"config": {"zero_optimization": {"stage": 3}}}}},
+        64,
+        ["sets zero_optimization.stage, which", "write training.deepspeed.zeroStage instead"],
     ),
     "more layers than there are": (
         jsonl(LINES),

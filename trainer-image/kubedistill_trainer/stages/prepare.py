@@ -20,7 +20,6 @@ from kubedistill_api.results import GenerateResult, PrepareResult
 from kubedistill_api.run import PrepareRun
 from kubedistill_api.status import ResolvedModel
 from kubedistill_api.teachers import ModelRef
-from kubedistill_api.training import OWNED_DEEPSPEED_KEYS
 from kubedistill_trainer.core.guidance import Guidance
 from kubedistill_trainer.core.rows import Row
 from kubedistill_trainer.errors import BadConfiguration, BadData, StageError
@@ -212,12 +211,12 @@ def _begin(done: int, message: str, context: StageContext) -> None:
 
 
 def _refuse(spec: DistillationJobSpec) -> None:
-    owned = sorted(set(spec.training.deepspeed.config) & set(OWNED_DEEPSPEED_KEYS))
-    if owned:
+    if owned := spec.training.deepspeed.owned():
+        fields = ", ".join(f"training.{field}" for field in dict.fromkeys(owned.values()))
         raise BadConfiguration(
             "OwnedDeepSpeedKey",
-            f"training.deepspeed.config sets {', '.join(owned)}, which the spec's own fields write: use "
-            "training.hyperparameters, precision and deepspeed.zeroStage instead.",
+            f"training.deepspeed.config sets {', '.join(owned)}, which the spec's own fields write: leave it out, and "
+            f"write {fields} instead.",
         )
 
 
