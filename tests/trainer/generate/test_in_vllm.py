@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kubedistill_api.exits import Exit
+from kubedistill_api.results import FailedResult, read_result
 from kubedistill_api.run import GenerateRun
 from kubedistill_api.teachers import Teacher
 from kubedistill_trainer.store import manifests
@@ -45,6 +46,23 @@ def test_after_a_stop_only_what_is_missing_is_made(
     assert len(shards(workspace)) == 9
     assert kept.items() <= shards(workspace).items()
     assert manifests.load(workspace, "answers/t-1") is not None
+
+
+def test_devices_that_are_not_there_are_told_before_the_model_is_fetched(
+    workspace: Workspace, a_run: Callable[..., GenerateRun], tmp_path: Path
+) -> None:
+    """By the vLLM for CPUs that is here; the model could not be fetched."""
+    teacher = Teacher.model_validate(
+        {"name": "t", "model": {"uri": "file:///nowhere"}, "batch": {"engine": "VLLM", "gpus": 2}}
+    )
+    run = a_run(kind="batch").model_copy(update={"teacher": teacher})
+    (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
+    with start(tmp_path) as stage:
+        assert stage.wait(PATIENCE_SECONDS) == Exit.BAD_CONFIGURATION
+    said = read_result((tmp_path / "said.json").read_text())
+    assert isinstance(said, FailedResult)
+    assert said.reason == "DevicesDiffer"
+    assert "batch.gpus is 2, but this vLLM is built for CPUs" in said.message
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from teaching.scores import check_candidates
 
 from kubedistill_api.exits import Exit
 from kubedistill_api.teachers import Batch
+from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.store.shards import Signal
 from kubedistill_trainer.teachers.logprobs import of_vocabulary, signal_of
+from kubedistill_trainer.teachers.opening import check_engine
 from kubedistill_trainer.teachers.protocol import Answered, Failed, ListOfWork, Outcome, Request, Sampling, encode
 from kubedistill_trainer.teachers.transformers import TransformersTeacher
-from kubedistill_trainer.teachers.vllm import engine_arguments, failure_of
+from kubedistill_trainer.teachers.vllm import ENVIRONMENT, devices_differing, engine_arguments, failure_of
 
 K, LIMIT = 8, 40
 GREEDY = Sampling(temperature=0, max_tokens=LIMIT, k=K)
@@ -71,6 +74,39 @@ def test_an_engine_that_does_not_start_says_what_to_write(error: Exception, gpus
     assert failure is not None
     assert failure.exit_code == code
     assert words in failure.message
+
+
+DEVICES: dict[str, tuple[int, bool, int, str]] = {
+    "no GPU of a vLLM for GPUs": (0, False, 8, "write gpus: 1, or more"),
+    "GPUs of a vLLM for CPUs": (2, True, 8, "write gpus: 0, or change the image"),
+    "more than are seen": (8, False, 4, "4 are seen here: write that many"),
+}
+
+
+@pytest.mark.parametrize(("gpus", "on_cpus", "seen", "words"), DEVICES.values(), ids=DEVICES)
+def test_devices_that_are_not_there_are_told_with_what_to_write(
+    gpus: int, on_cpus: bool, seen: int, words: str
+) -> None:
+    differing = devices_differing(gpus, on_cpus=on_cpus, seen=seen)
+    assert differing is not None
+    assert (differing.exit_code, differing.reason) == (Exit.BAD_CONFIGURATION, "DevicesDiffer")
+    assert words in differing.message
+
+
+@pytest.mark.parametrize(("gpus", "on_cpus", "seen"), [(0, True, 0), (0, True, 4), (1, False, 1), (4, False, 8)])
+def test_devices_that_are_there_are_taken(gpus: int, on_cpus: bool, seen: int) -> None:
+    assert devices_differing(gpus, on_cpus=on_cpus, seen=seen) is None
+
+
+def test_a_python_without_vllm_is_refused_with_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)  # it sets them itself, and here they are to go again
+    monkeypatch.setitem(sys.modules, "vllm", None)  # type: ignore[arg-type] # as Python marks what it lacks
+    with pytest.raises(
+        BadConfiguration, match=r"trainer-image/vllm\.Dockerfile, named in .*trainerVllm\.image"
+    ) as told:
+        check_engine(batch(gpus=0))
+    assert told.value.reason == "VllmMissing"
 
 
 def test_a_failure_that_nobody_foresaw_is_told_as_it_is() -> None:

@@ -27,15 +27,15 @@ class Opened:
 
 
 def check_engine(batch: Batch) -> None:
-    """Look whether a batch engine is here, before its model is fetched.
+    """Look whether a batch engine is here, and its devices, before its model is fetched.
 
     Raises:
-        BadConfiguration: it is not.
+        BadConfiguration: it is not, or they are not those that the spec asks for.
     """
     if batch.engine is BatchEngine.VLLM:
         from kubedistill_trainer.teachers.vllm import check_vllm
 
-        check_vllm()
+        check_vllm(batch.gpus)
 
 
 def open_teacher(run: GenerateRun, sampling: Sampling, tokenizer: Path | None, model: Path | None) -> Opened:

@@ -63,15 +63,14 @@ class VllmTeacher:
         """Load a model's folder onto `batch.gpus` GPUs, which share each layer; 0: a vLLM built for CPUs.
 
         Raises:
-            BadConfiguration: there is no vLLM, it is built for other devices, or it does not take this model.
+            BadConfiguration: as `check_vllm`, or vLLM does not take this model.
             DeviceOutOfMemory: the weights, or one sequence beside them, do not fit.
             NotFound: the folder holds no weights that can be read.
         """
-        check_vllm()
+        check_vllm(batch.gpus)
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
 
-        _check_devices(batch.gpus)
         tokenizer = load_tokenizer(path)
         try:
             arguments = EngineArgs(**engine_arguments(path, batch, sampling))
@@ -144,11 +143,11 @@ class VllmTeacher:
         )
 
 
-def check_vllm() -> None:
-    """Make vLLM ready to be imported.
+def check_vllm(gpus: int) -> None:
+    """Make vLLM ready to be imported, and look whether it can run on so many GPUs; no model is needed for that.
 
     Raises:
-        BadConfiguration: it is not here.
+        BadConfiguration: it is not here, is built for other devices, or sees fewer of them.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -160,6 +159,24 @@ def check_vllm() -> None:
             f"batch.engine: VLLM needs vLLM beside the trainer ({error}): on a cluster an image built by "
             "trainer-image/vllm.Dockerfile, named in the chart's trainerVllm.image; here a vLLM in the same Python.",
         ) from error
+    import torch
+    from vllm.platforms import current_platform
+
+    if differing := devices_differing(gpus, on_cpus=current_platform.is_cpu(), seen=torch.cuda.device_count()):
+        raise differing
+
+
+def devices_differing(gpus: int, *, on_cpus: bool, seen: int) -> BadConfiguration | None:
+    """What to say where a spec asks for `gpus` of a vLLM that is built for CPUs, or sees so many GPUs."""
+    if gpus == 0 and not on_cpus:
+        words = "batch.gpus is 0, but this vLLM is not built for CPUs: write gpus: 1, or more."
+    elif gpus > 0 and on_cpus:
+        words = f"batch.gpus is {gpus}, but this vLLM is built for CPUs: write gpus: 0, or change the image."
+    elif gpus > seen:
+        words = f"batch.gpus is {gpus}, but {seen} are seen here: write that many."
+    else:
+        return None
+    return BadConfiguration("DevicesDiffer", words)
 
 
 def engine_arguments(path: Path, batch: Batch, sampling: Sampling) -> dict[str, Any]:
@@ -205,23 +222,3 @@ def failure_of(error: Exception, batch: Batch) -> StageError | None:
             "TeacherUnsupported", f"vLLM does not take this teacher: write engine: Transformers, or change it ({text})."
         )
     return None
-
-
-def _check_devices(gpus: int) -> None:
-    """Refuse a vLLM that is built for other devices than the spec asks for, or that sees fewer of them."""
-    import torch
-    from vllm.platforms import current_platform
-
-    if gpus == 0 and not current_platform.is_cpu():
-        raise BadConfiguration(
-            "DevicesDiffer", "batch.gpus is 0, but this vLLM is not built for CPUs: write gpus: 1, or more."
-        )
-    if gpus > 0 and current_platform.is_cpu():
-        raise BadConfiguration(
-            "DevicesDiffer",
-            f"batch.gpus is {gpus}, but this vLLM is built for CPUs: write gpus: 0, or change the image.",
-        )
-    if gpus > torch.cuda.device_count():
-        raise BadConfiguration(
-            "DevicesDiffer", f"batch.gpus is {gpus}, but {torch.cuda.device_count()} are seen here: write that many."
-        )
