@@ -8,6 +8,8 @@ bits is ever saved: the base is made anew of the student's own weights, and equa
 from __future__ import annotations
 
 import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,21 @@ def check_device(device: str) -> None:
             f"QLoRA computes with bitsandbytes, which does not work here on the device {device}: {text}. Write "
             "student.adapter.type: LoRA, or use an image with a bitsandbytes for this device.",
         ) from error
+
+
+def check_device_apart(device: str) -> None:
+    """The same in a process of its own, for one that only starts those who train: whoever has computed on a GPU holds
+    hundreds of MiB of it for as long as it lives.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        if refusal := process.submit(_refusal, device).result():
+            raise BadConfiguration(*refusal)
+
+
+def _refusal(device: str) -> tuple[str, str] | None:
+    """In parts: the error itself cannot be pickled."""
+    try:
+        check_device(device)
+    except BadConfiguration as error:
+        return error.reason, error.message
+    return None

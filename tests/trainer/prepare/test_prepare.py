@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -528,6 +529,23 @@ def test_a_student_in_four_bits_is_smaller_in_the_estimate(tried: Callable[..., 
     }
     linear = 48 * (48 + 16 + 16 + 48) + 3 * 48 * 96
     assert memory["LoRA"] - memory["QLoRA"] == pytest.approx((2 - 0.516) * linear, rel=1e-3)  # BF16
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_four_bits_are_tried_here_if_the_training_is_on_cpus(
+    gpus: int, tried: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU can do, no pod without one knows."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # type: ignore[arg-type] # as Python marks what it lacks
+    result = tried(
+        student={"prunedFrom": {"teacher": "t", "layers": 1}, "adapter": {"type": "QLoRA"}},
+        training={"gpusPerNode": gpus},
+    )
+    if gpus:
+        assert isinstance(result, PrepareResult)
+    else:
+        assert (result.exit_code, result.reason) == (64, "FourBitsUnsupported")
+        assert "on the device cpu" in result.message
 
 
 def test_a_student_that_is_stored_quantised_is_refused_in_four_bits(

@@ -158,11 +158,16 @@ def test_a_look_without_gradients_leaves_those_of_the_next_step_as_they_were(
     )  # of the second factors: the first begin at 0
 
 
-def test_a_device_without_bitsandbytes_is_refused_with_what_to_write() -> None:
+@pytest.mark.parametrize(
+    "check",
+    [four_bits.check_device, pytest.param(four_bits.check_device_apart, marks=pytest.mark.slow)],
+    ids=["here", "in a process of its own"],
+)
+def test_a_device_without_bitsandbytes_is_refused_with_what_to_write(check: Callable[[str], None]) -> None:
     with pytest.raises(
         BadConfiguration, match=r"on the device mps: .+\. Write student\.adapter\.type: LoRA"
     ) as refused:
-        four_bits.check_device("mps")
+        check("mps")
     assert refused.value.reason == "FourBitsUnsupported"
 
 
@@ -170,3 +175,13 @@ def test_an_image_without_bitsandbytes_is_refused_with_what_to_write(monkeypatch
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # type: ignore[arg-type] # as Python marks what it lacks
     with pytest.raises(BadConfiguration, match=r"on the device cpu: .*bitsandbytes.*\. Write student\.adapter"):
         four_bits.check_device("cpu")
+
+
+def test_a_training_without_bitsandbytes_is_refused_before_anything_is_fetched(
+    a_run: Callable[..., TrainRun], a_context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # type: ignore[arg-type]
+    context = a_context()
+    run = a_run(workspace=context.workspace.root, student={"adapter": ADAPTER}, answers=["nowhere"], prepared="nowhere")
+    with pytest.raises(BadConfiguration, match=r"on the device cpu: .*Write student\.adapter\.type: LoRA"):
+        train.run(run, context)

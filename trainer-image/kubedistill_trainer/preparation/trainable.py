@@ -33,13 +33,16 @@ def check_student(student: Look, hyper: Hyperparameters) -> None:
         _check_positions(student, model, hyper.max_sequence_length)
 
 
-def check_four_bits(student: Look) -> None:
-    """Whether adapters can be trained here on this student in four bits, and merged into its weights afterwards.
+def check_four_bits(student: Look, *, on_gpus: bool) -> None:
+    """Whether adapters can be trained on this student in four bits, and merged into its weights afterwards.
+
+    What GPUs can do is seen where they are, in Train: here is none.
 
     Raises:
         BadConfiguration: they cannot; the sentence says what to write instead.
     """
-    four_bits.check_device("cpu")
+    if not on_gpus:
+        four_bits.check_device("cpu")
     stored: Any = getattr(student.config, "quantization_config", None)
     if stored is not None:
         kind = stored.get("quant_method") if isinstance(stored, Mapping) else getattr(stored, "quant_method", None)

@@ -96,7 +96,7 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
         looking.check_attentions(student, teachers)
     trainable.check_student(student, spec.training.hyperparameters)
     if spec.student.in_four_bits:
-        trainable.check_four_bits(student)
+        trainable.check_four_bits(student, on_gpus=spec.training.gpus_per_node > 0)
     fitting.check_student(spec, student_shape(spec, student), plan_of(spec), shapes_beside(spec, teachers))
     rehearsing.check_formats(spec.output, student, context)
     _begin(2, "measuring the prompts", context)

@@ -21,8 +21,8 @@ import torch
 from kubedistill_api.identity import digest
 from kubedistill_api.results import Success, TrainResult
 from kubedistill_api.run import TrainRun
-from kubedistill_api.training import ObjectiveType, Precision
-from kubedistill_trainer import engine, export
+from kubedistill_api.training import ObjectiveType, Precision, Training
+from kubedistill_trainer import engine, export, four_bits
 from kubedistill_trainer.errors import BadConfiguration, BadData
 from kubedistill_trainer.meeting import Meeting, meet
 from kubedistill_trainer.models import fetch_pinned, load_model, load_tokenizer
@@ -138,6 +138,15 @@ def _refuse(run: TrainRun) -> None:
         engine.configuration(training, run.micro_batch_size)
     except ValueError as error:
         raise BadConfiguration("TrainingUnsupported", f"The training cannot be set up: {error}.") from error
+    if run.student.in_four_bits:
+        _check_four_bits(training)
+
+
+def _check_four_bits(training: Training) -> None:
+    if training.gpus_per_node == 0:
+        four_bits.check_device("cpu")
+    elif torch.cuda.device_count():  # else the ranks say that GPUs are missing
+        four_bits.check_device_apart("cuda")
 
 
 def _examples(run: TrainRun, context: StageContext, local: Path, split: Split) -> tuple[int, int]:
