@@ -20,6 +20,7 @@ import yaml
 from kubedistill_api.documents import parse_job, read_job
 from kubedistill_api.job import DistillationJob
 from kubedistill_cli.preview import all_stages
+from kubedistill_operator.core.records import begun
 from kubedistill_operator.core.settings import Settings
 
 Kit = Mapping[str, Any]
@@ -43,6 +44,8 @@ TWO_TEACHERS = [
     {"name": "served", "model": {"uri": "hf://acme/big"}, "serving": {"replicas": 2, "gpusPerNode": 1}},
     {"name": "inside", "model": {"uri": "pvc://models/big"}, "batch": {"engine": "VLLM", "gpus": 2}},
 ]
+
+OWN_IMAGES = Settings(trainer_image="plain", trainer_vllm_image="with-vllm", vllm_image="server")
 
 
 def example(number: str) -> DistillationJob:
@@ -306,6 +309,34 @@ def test_a_run_file_is_immutable_and_mounted_by_its_job(case: tuple[str, Distill
         volumes = manifest["spec"]["template"]["spec"]["volumes"]
         (mounted,) = [volume["configMap"]["name"] for volume in volumes if volume["name"] == "run"]
         assert mounted in files
+
+
+def test_the_status_names_the_images_that_the_stages_run(
+    case: tuple[str, DistillationJob, list[Manifest]], kit: Kit
+) -> None:
+    made = all_stages(case[1], kit["START"], OWN_IMAGES)
+    run = {pod["containers"][0]["image"] for _, pod in pods(list(of(made, "Job")))}
+    resolved = begun(case[1], kit["START"], OWN_IMAGES).resolved
+    assert resolved is not None
+    assert run == set(resolved.images.values()) - {"server"}
+
+
+@pytest.mark.parametrize(
+    ("how", "more"),
+    [
+        pytest.param({"batch": {"engine": "VLLM"}}, {"trainer-vllm": "with-vllm"}, id="vLLM in the pods"),
+        pytest.param({"batch": {"engine": "Transformers"}}, {}, id="Transformers in the pods"),
+        pytest.param({"serving": {}}, {}, id="served"),
+    ],
+)
+def test_the_image_with_vllm_is_named_where_a_teacher_is_held_in_it(
+    how: dict[str, Any], more: dict[str, str], kit: Kit
+) -> None:
+    others = [{"name": "other", "model": {"uri": "hf://acme/other"}, "serving": {}}]
+    job = kit["a_job"](teachers=[*others, {"name": "big", "model": {"uri": "hf://acme/big"}, **how}])
+    resolved = begun(job, kit["START"], OWN_IMAGES).resolved
+    assert resolved is not None
+    assert resolved.images == {"trainer": "plain", "vllm": "server", **more}
 
 
 def test_what_a_user_overrides_wins_key_by_key(kit: Kit) -> None:

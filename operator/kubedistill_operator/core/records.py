@@ -9,7 +9,7 @@ from typing import Any
 from kubedistill_api import digests
 from kubedistill_api.base import Stage
 from kubedistill_api.identity import StageKey, stage_folder
-from kubedistill_api.job import DistillationJob, DistillationJobSpec
+from kubedistill_api.job import DistillationJob
 from kubedistill_api.results import (
     EvaluateResult,
     GenerateResult,
@@ -33,12 +33,12 @@ from kubedistill_api.status import (
     Status,
     TrainingStatus,
 )
-from kubedistill_api.teachers import BatchEngine
 from kubedistill_operator.core.conditions import Reason, shortened, with_condition
 from kubedistill_operator.core.pipeline import CONDITION, PHASE, Step, pipeline
 from kubedistill_operator.core.progress import in_words, ledger_of
 from kubedistill_operator.core.settings import Settings
 from kubedistill_operator.core.times import rfc3339, since
+from kubedistill_operator.manifests.stage_job import images
 from kubedistill_operator.manifests.workspace import workspace_uri
 
 DONE = (StageState.SUCCEEDED, StageState.REUSED, StageState.SKIPPED)
@@ -75,18 +75,12 @@ def begun(job: DistillationJob, now: datetime, settings: Settings) -> Status:
             "stages": [StageStatus(name=step.name) for step in pipeline(job.spec)],
             "resolved": Resolved(
                 spec_digest=digests.spec_digest(job.spec),
-                images=_images(job.spec, settings),
+                images=images(job.spec, settings),
             ),
         }
     )
     status = with_condition(status, ConditionType.ACCEPTED, True, Reason.ACCEPTED, "The spec is sound.", now)
     return with_condition(status, ConditionType.STALLED, False, Reason.ACCEPTED, "", now)
-
-
-def _images(spec: DistillationJobSpec, settings: Settings) -> dict[str, str]:
-    found = {"trainer": settings.trainer_image, "vllm": settings.vllm_image}
-    inside = any(teacher.batch and teacher.batch.engine is BatchEngine.VLLM for teacher in spec.teachers)
-    return {**found, "trainer-vllm": settings.trainer_vllm_image} if inside else found
 
 
 def with_stage(status: Status, stage: StageStatus) -> Status:

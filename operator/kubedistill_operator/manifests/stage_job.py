@@ -166,9 +166,19 @@ def _pod(job: DistillationJob, run: Run, name: str, defaults: Defaults) -> dict[
 
 def _image(run: Run, defaults: Defaults) -> str:
     """The trainer's; with vLLM in it where the pods hold a teacher in vLLM. A look asks no teacher."""
-    batch = run.teacher.batch if isinstance(run, GenerateRun) and not run.look_only else None
-    holds_vllm = batch is not None and batch.engine is BatchEngine.VLLM
+    holds_vllm = isinstance(run, GenerateRun) and not run.look_only and _in_vllm(run.teacher)
     return defaults.trainer_vllm_image if holds_vllm else defaults.trainer_image
+
+
+def images(spec: DistillationJobSpec, defaults: Defaults) -> dict[str, str]:
+    """The installation's images that a job may run, by their names in its status."""
+    found = {"trainer": defaults.trainer_image, "vllm": defaults.vllm_image}
+    return {**found, "trainer-vllm": defaults.trainer_vllm_image} if any(map(_in_vllm, spec.teachers)) else found
+
+
+def _in_vllm(teacher: Teacher) -> bool:
+    """Whether the Generate pods hold this teacher in a vLLM of their own."""
+    return teacher.batch is not None and teacher.batch.engine is BatchEngine.VLLM
 
 
 def _api_keys(run: Run) -> list[dict[str, Any]]:
