@@ -233,7 +233,8 @@ def packing(lengths: Sequence[int], epochs: int = 4) -> dict[str, Any]:
     """How full the micro batches of some epochs are.
 
     `even_turns`: mean over the ranks of a turn's tokens, over the most of any: the share of a step in which no rank
-    waits for another, if time goes by tokens. `even_batches`: the same over all micro batches of a step.
+    waits for another, if time goes by tokens and they wait in every turn. `even_steps`: the same if they wait once a
+    step. `even_batches`: over all micro batches of a step.
     """
     order = DataOrder(len(lengths), GLOBAL, seed=0)
     steps = [[lengths[row] for row in order.rows_of_step(step)] for step in range(order.steps(epochs))]
@@ -248,7 +249,7 @@ def packing(lengths: Sequence[int], epochs: int = 4) -> dict[str, Any]:
 
 def _dealt(steps: Sequence[Sequence[int]], world: int) -> dict[str, float]:
     packed = padded = real = 0
-    even_turns, even_batches = [], []
+    even_turns, even_steps, even_batches = [], [], []
     for step in steps:
         ranks = [[[step[row] for row in turn] for turn in rank] for rank in split(step, world, MICRO)]
         turns = [[sum(turn) for turn in rank] for rank in ranks]
@@ -257,11 +258,13 @@ def _dealt(steps: Sequence[Sequence[int]], world: int) -> dict[str, float]:
         packed += sum(positions(turn, packed=True) for rank in ranks for turn in rank)
         padded += sum(positions(turn, packed=False) for rank in ranks for turn in rank)
         even_turns.append(sum(step) / world / sum(max(turn) for turn in zip(*turns, strict=True)))
+        even_steps.append(sum(step) / world / max(map(sum, turns)))
         even_batches.append(statistics.mean(filled) / max(filled))
     return {
         "packed": real / packed,
         "padded": real / padded,
         "even_turns": statistics.mean(even_turns),
+        "even_steps": statistics.mean(even_steps),
         "even_batches": statistics.mean(even_batches),
     }
 
@@ -309,10 +312,10 @@ def show(found: dict[str, Any]) -> None:
     print(f"{'trained':20}{load['trained_tokens_a_second']:>12,.0f} tokens a second")
     print(f"{'ratio':20}{load['ratio']:>12,.0f}{load['cpu_ratio']:>12,.0f} of CPU")
     print(f"{'real of computed':20}{load['share_of_real_tokens_computed']:>12.3f}\n")
-    print(f"{'ranks':8}{'packed':>10}{'padded':>10}{'even turns':>12}{'even batches':>14}")
+    print(f"{'ranks':8}{'packed':>10}{'padded':>10}{'even turns':>12}{'even steps':>12}{'even batches':>14}")
     for world, one in full["worlds"].items():
         shares = f"{one['packed']:>10.3f}{one['padded']:>10.3f}"
-        print(f"{world:8}{shares}{one['even_turns']:>12.3f}{one['even_batches']:>14.3f}")
+        print(f"{world:8}{shares}{one['even_turns']:>12.3f}{one['even_steps']:>12.3f}{one['even_batches']:>14.3f}")
 
 
 if __name__ == "__main__":

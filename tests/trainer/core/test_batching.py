@@ -7,6 +7,8 @@ from itertools import chain
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kubedistill_api.training import Objective
@@ -179,6 +181,41 @@ def test_a_split_deals_each_row_once_and_gives_all_ranks_as_many_turns(world, mi
     assert {len(turns) for turns in ranks} == {8 // (world * micro)}
     assert {len(turn) for turns in ranks for turn in turns} == {micro}
     assert sorted(chain.from_iterable(chain.from_iterable(ranks))) == list(range(8))
+
+
+@st.composite
+def steps_of_a_training(draw: st.DrawFn) -> tuple[list[int], int, int]:
+    """Lengths, world size and micro batch."""
+    world, micro = draw(st.integers(1, 8)), draw(st.integers(1, 6))
+    rows = world * micro * draw(st.integers(1, 4))
+    return draw(st.lists(st.integers(1, 4096), min_size=rows, max_size=rows)), world, micro
+
+
+@given(steps_of_a_training())
+def test_ranks_differ_by_no_more_tokens_than_two_rows_of_a_turn(dealt: tuple[list[int], int, int]):
+    """In any turn, for those who wait for each other in it, and over the step, for those who wait at its end."""
+    lengths, world, micro = dealt
+    ranks = split(lengths, world, micro)
+    assert sorted(chain.from_iterable(chain.from_iterable(ranks))) == list(range(len(lengths)))
+    assert {len(turn) for turns in ranks for turn in turns} == {micro}
+    gaps = []
+    for turn in zip(*ranks, strict=True):
+        tokens = [sum(lengths[row] for row in rows) for rows in turn]
+        held = [lengths[row] for rows in turn for row in rows]
+        gaps.append(max(tokens) - min(tokens))
+        assert gaps[-1] <= max(held) - min(held)
+    tokens = [sum(lengths[row] for row in chain.from_iterable(turns)) for turns in ranks]
+    assert max(tokens) - min(tokens) <= max(gaps)
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_what_a_turn_holds_depends_on_its_size_alone(turn: int):
+    """So that a resume with twice the ranks and half the micro batch takes the same rows at the same time."""
+    held = [
+        sorted(chain.from_iterable(turns[turn] for turns in split(LENGTHS * 2, world, 4 // world)))
+        for world in (1, 2, 4)
+    ]
+    assert held[0] == held[1] == held[2]
 
 
 def test_rows_of_one_turn_are_alike_and_the_longest_come_first():

@@ -6,6 +6,7 @@ free to be a fast one: rows of similar length together, all ranks about equally 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -92,6 +93,9 @@ def split(lengths: Sequence[int], world_size: int, micro_batch: int) -> list[lis
 
     Every rank gets the same number of turns (collectives need that), each of `micro_batch` rows. Rows are dealt by
     length, longest first, so that those of one turn are alike on all ranks and memory is tried at its worst at once.
+    What a turn holds depends on `world_size x micro_batch` alone. Its micro batches get about equally many tokens, for
+    ZeRO-2 and 3 wait for each other in every turn; the largest goes to the rank that has had the fewest so far, for
+    the others wait once a step.
 
     Raises ValueError unless the rows fill whole micro batches on every rank.
     """
@@ -99,8 +103,32 @@ def split(lengths: Sequence[int], world_size: int, micro_batch: int) -> list[lis
     if not lengths or len(lengths) % per_turn:
         raise ValueError(f"{len(lengths)} rows do not fill micro batches of {micro_batch} on {world_size} ranks")
     by_length = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    turns = [by_length[start : start + per_turn] for start in range(0, len(by_length), per_turn)]
-    return [[tuple(turn[rank::world_size]) for turn in turns] for rank in range(world_size)]
+    ranks: list[list[tuple[int, ...]]] = [[] for _ in range(world_size)]
+    tokens = [0] * world_size
+    for start in range(0, len(by_length), per_turn):
+        micro_batches = _even(by_length[start : start + per_turn], lengths, world_size)
+        least_first = sorted(range(world_size), key=lambda rank: tokens[rank])
+        for rank, rows in zip(least_first, micro_batches, strict=True):
+            ranks[rank].append(rows)
+            tokens[rank] += sum(lengths[row] for row in rows)
+    return ranks
+
+
+def _even(rows: Sequence[int], lengths: Sequence[int], parts: int) -> list[tuple[int, ...]]:
+    """Rows, longest first, in parts of equally many rows and about equally many tokens; the largest part comes first.
+
+    Each row goes to the part that has the fewest tokens and room: the longest processing time first (Graham 1969,
+    "Bounds on multiprocessing timing anomalies"). Parts differ by no more than the longest row and the shortest.
+    """
+    room = len(rows) // parts
+    held: list[list[int]] = [[] for _ in range(parts)]
+    open_parts = [(0, part) for part in range(parts)]  # a heap
+    for row in rows:
+        tokens, part = heapq.heappop(open_parts)
+        held[part].append(row)
+        if len(held[part]) < room:
+            heapq.heappush(open_parts, (tokens + lengths[row], part))
+    return sorted(map(tuple, held), key=lambda part: -sum(lengths[row] for row in part))
 
 
 def pack(examples: Sequence[Example]) -> MicroBatch:
