@@ -8,31 +8,27 @@
 3. Packing: which share of the positions that a student computes holds tokens, packed and padded, and how evenly a
    step's micro batches are filled.
 
-The teacher answers once; its answers are kept in --answers. Without a teacher (`make demo` fetches one) everything is
-measured on random rows. Prints a table and writes a JSON.
+What a teacher answered is kept in --answers, and not asked for again. Without a teacher (`make demo` fetches one)
+everything is measured on random rows. Prints a table and writes a JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
-import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pyarrow.parquet as pq
 import torch
-import transformers
-from bench_loss import STUDENTS, Size, Spent, answers, machine, medians
-from real_answers import TEACHER, meta_of, plain_bytes, real_rows, signal_of
+from measuring import SMOLLM2, Figure, Options, Spent, medians, report, timed
+from real_answers import meta_of, plain_bytes, real_rows, signal_of
+from students import STUDENTS, answers, student_of
 
 from kubedistill_trainer.core import attention
 from kubedistill_trainer.core.batching import Example, MicroBatch, pack, pad, split
@@ -51,45 +47,65 @@ WORLDS = (1, 2, 4)
 
 def main() -> int:
     asked = _asked()
-    found: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": " ".join(["python", "tests/bench/bench_data.py", *sys.argv[1:]]),
-        "machine": machine(asked.device) | {"pyarrow": pyarrow.__version__},
-        "load_average_before": list(os.getloadavg()),
-        "k": asked.k,
-    }
-    real = real_rows(asked)
-    drawn = answers(replace(STUDENTS["cpu"], vocabulary=128_256, rows=asked.random_rows), asked.k)
-    rows = real or drawn
-    found["rows_are"] = "a teacher's answers" if real else "random"
-    found["storage"] = {
-        **({"real": storage(real, asked)} if real else {}),
-        "random": storage(drawn, asked),
-    }
-    found["loading"] = loading(rows, asked)
-    found["packing"] = packing([len(row.input_ids) for row in rows])
-    found["load_average_after"] = list(os.getloadavg())
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.write_text(json.dumps(found, indent=1) + "\n")
-    show(found)
-    print(f"\n{asked.output}")
+    with report(asked, show, figures) as found:
+        found["k"] = asked.k
+        real = real_rows(asked)
+        drawn = answers(replace(STUDENTS["cpu"], vocabulary=128_256, rows=asked.random_rows), asked.k)
+        rows = real or drawn
+        found["rows_are"] = "a teacher's answers" if real else "random"
+        found["storage"] = {
+            **({"real": storage(real, asked)} if real else {}),
+            "random": storage(drawn, asked),
+        }
+        found["loading"] = loading(rows, asked)
+        found["packing"] = packing([len(row.input_ids) for row in rows])
     return 0
 
 
 def _asked() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    kept = Path("build/bench-answers.parquet")
-    parser.add_argument("--teacher", type=Path, default=TEACHER, help="a model's folder (default: %(default)s)")
-    parser.add_argument("--answers", type=Path, default=kept, help="read, or made once (default: %(default)s)")
-    parser.add_argument("--prompts", type=int, default=64, help="of the examples (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (default: %(default)s)")
-    parser.add_argument("--random-rows", type=int, default=512, help="of 96 targets (default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
-    parser.add_argument("--k", type=int, default=32, help="teacher's candidates a position (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help="training steps (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="of writing and reading (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("build/bench-data.json"), help="default: %(default)s")
-    return parser.parse_args()
+    options = Options(__doc__, "bench-data.json")
+    options.path("teacher", SMOLLM2, "a model's folder")
+    options.path("answers", Path("build/bench-answers"), "a folder of what teachers answered")
+    options.number("prompts", 64, "of the examples")
+    options.number("max-tokens", 64, "of an answer")
+    options.number("random-rows", 512, "of 96 targets")
+    options.device()
+    options.number("k", 32, "teacher's candidates a position")
+    options.number("steps", 8, "training steps")
+    options.number("repeats", 5, "of writing and reading")
+    return options.parse_args()
+
+
+def figures(found: dict[str, Any]) -> list[Figure]:
+    """What stored signals promise."""
+    most = {"real": 100, "random": 120}
+    stored = found["storage"].items()
+    ranks = max(found["packing"]["worlds"], key=int)
+    return [
+        *(
+            Figure(f"bytes a target, {name} rows", one["bytes_a_target"], "B", at_most=most[name])
+            for name, one in stored
+        ),
+        *(
+            Figure(
+                f"most that storing moves a teacher, {name} rows", max(one["moved"].values()), "nats", at_most=1.6e-3
+            )
+            for name, one in stored
+        ),
+        Figure("tokens a second, loaded / trained", found["loading"]["ratio"], "x", at_least=20),
+        Figure(
+            "positions computed that hold tokens, packed",
+            found["loading"]["share_of_real_tokens_computed"],
+            "share",
+            at_least=1,
+        ),
+        Figure(
+            f"a step's time in which none of {ranks} ranks waits, by tokens",
+            found["packing"]["worlds"][ranks]["even_turns"],
+            "share",
+            at_least=0.9,
+        ),
+    ]
 
 
 # --- 1. Storage --------------------------------------------------------------------------------------------------
@@ -158,8 +174,11 @@ def _as_read(signal: Signal) -> TopK:
 def loading(rows: Sequence[AnswerRow], asked: argparse.Namespace) -> dict[str, Any]:
     """Loading and training of the same steps in turn; batches are made as `stages.train_rank` makes them."""
     largest = max(int(ids.max()) for row in rows for ids in (row.input_ids, signal_of(row).topk_ids_NK))
-    size = replace(STUDENTS[asked.device], vocabulary=max(largest + 1, STUDENTS[asked.device].vocabulary))
-    model = student_of(size, max(len(row.input_ids) for row in rows)).to(asked.device)
+    plain = STUDENTS[asked.device]
+    longest = max(len(row.input_ids) for row in rows)
+    size = replace(plain, vocabulary=max(largest + 1, plain.vocabulary), length=longest)
+    model = student_of(size).to(asked.device)
+    model.set_attn_implementation(attention.install())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     distiller = Distiller(model, forward_kl_bucket, size.vocabulary)
     computed: list[int] = []
@@ -207,23 +226,6 @@ def load(examples: Examples, rows: Sequence[int]) -> tuple[list[MicroBatch], int
     lengths = [int(examples.lengths[row]) for row in rows]
     turns = split(lengths, 1, MICRO)[0]
     return [pack([examples[rows[index]] for index in turn]) for turn in turns], targets, sum(lengths)
-
-
-def student_of(size: Size, longest: int) -> Any:
-    """A Llama with random weights."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        intermediate_size=size.inner,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.keys,
-        max_position_embeddings=longest,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    model.set_attn_implementation(attention.install())
-    return model
 
 
 # --- 3. Packing --------------------------------------------------------------------------------------------------
@@ -281,21 +283,9 @@ def positions(lengths: Sequence[int], *, packed: bool) -> int:
 # --- The table ---------------------------------------------------------------------------------------------------
 
 
-def timed(work: Callable[[], object], repeats: int) -> dict[str, Any]:
-    """Medians of some repetitions, after one that does not count."""
-    work()
-    spent = []
-    for _ in range(repeats):
-        started = Spent.now()
-        work()
-        spent.append(started.since())
-    return medians(spent)
-
-
 def show(found: dict[str, Any]) -> None:
     """The figures as a table."""
-    machine, load, full = found["machine"], found["loading"], found["packing"]
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, pyarrow {machine['pyarrow']}\n")
+    load, full = found["loading"], found["packing"]
     print(f"{'bytes a target, K=' + str(found['k']):34}{'stored':>10}{'plain zstd':>12}{'raw':>8}")
     for name, one in found["storage"].items():
         what = f"{name}, {one['targets']:,} targets"

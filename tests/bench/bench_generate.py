@@ -1,9 +1,11 @@
 """Asking a teacher, measured in one run with a real vLLM: `make bench`.
 
 1. Our client against vLLM's own benchmark client (`vllm bench serve`): the same server, prompts, answers and number of
-   requests under way, text alone. They take turns, so that both meet the same machine.
+   requests under way, text alone.
 2. K = 32: the engine in the stage's process (`batch: {engine: VLLM}`) against the server, which is asked twice for each
    answer and says its scores in JSON.
+
+Both sides of each take turns, so that they meet the same machine.
 
 The teacher is SmolLM2-135M-Instruct (`examples/models/fetch_smollm2.py`) in float32, on CPUs. Prints a table and writes
 a JSON.
@@ -21,14 +23,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-from bench_loss import machine
+from measuring import PROMPTS, SMOLLM2, Figure, Options, report
 
 from kubedistill_api.teachers import Batch
 from kubedistill_trainer.models import end_ids, load_tokenizer
@@ -36,12 +37,11 @@ from kubedistill_trainer.teachers.http import HttpTeacher
 from kubedistill_trainer.teachers.protocol import Answered, ListOfWork, Request, Sampling
 from kubedistill_trainer.teachers.servers import Server
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-MODEL = REPOSITORY / ".kubedistill" / "models" / "SmolLM2-135M-Instruct"
-PROMPTS = REPOSITORY / "examples" / "data" / "support-train.jsonl"
 K = 32
 TURNS = 3
 START_SECONDS = 600
+SAID = "said: "
+"""Begins a line of the engine's process that is meant for us."""
 BENCH_SERVE = """
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -56,50 +56,47 @@ FLAGS = ["--dtype=float32", "--enforce-eager", "--max-model-len=1024", "--genera
 def main() -> int:
     asked = _asked()
     if asked.only:
-        print(json.dumps(in_process(asked)))
+        answer_in_turns(asked)
         return 0
-    found: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": " ".join(["python", "tests/bench/bench_generate.py", *sys.argv[1:]]),
-        "machine": machine("cpu"),
-        "load_average_before": list(os.getloadavg()),
-        "rows": asked.rows,
-        "tokens": asked.tokens,
-        "concurrency": asked.concurrency,
-        "k": K,
-    }
-    with tempfile.TemporaryDirectory() as folder, server(asked, Path(folder)) as url:
-        over_http(asked, url, 0)  # warms the server
-        turns = [(over_http(asked, url, 0), vllms_own(asked, url, Path(folder))) for _ in range(asked.turns)]
-        found["client"] = {
-            "ours": statistics.median(ours for ours, _ in turns),
-            "vllm_bench_serve": statistics.median(theirs for _, theirs in turns),
-            "all": turns,
-        }
-        found["http_topk"] = over_http(asked, url, K)
-    flags = [f"--{name}={getattr(asked, name)}" for name in ("rows", "tokens", "concurrency", "model")]
-    done = subprocess.run([sys.executable, __file__, "--only", *flags], check=True, stdout=subprocess.PIPE, text=True)
-    found["engine_topk"] = json.loads(done.stdout.splitlines()[-1])
-    found["client"]["ratio"] = found["client"]["ours"] / found["client"]["vllm_bench_serve"]
-    found["topk_ratio"] = found["engine_topk"] / found["http_topk"]
-    found["load_average_after"] = list(os.getloadavg())
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.write_text(json.dumps(found, indent=1) + "\n")
-    show(found)
-    print(f"\n{asked.output}")
+    with report(asked, show, figures) as found, tempfile.TemporaryDirectory() as folder:
+        found |= {"rows": asked.rows, "tokens": asked.tokens, "concurrency": asked.concurrency, "k": K}
+        with server(asked, Path(folder)) as url:
+            over_http(asked, url, 0)  # warms the server
+            found["text"] = in_turns(
+                asked.turns, lambda: over_http(asked, url, 0), lambda: vllms_own(asked, url, Path(folder))
+            )
+            with engine(asked) as in_process:
+                found["scores"] = in_turns(asked.turns, in_process, lambda: over_http(asked, url, K))
     return 0
 
 
 def _asked() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=64, help="prompts (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most (default: %(default)s)")
-    parser.add_argument("--concurrency", type=int, default=16, help="requests under way (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=TURNS, help="of both clients (default: %(default)s)")
-    parser.add_argument("--model", type=Path, default=MODEL, help="the teacher's folder (default: SmolLM2)")
-    parser.add_argument("--output", type=Path, default=Path("build/bench-generate.json"), help="default: %(default)s")
-    parser.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = Options(__doc__, "bench-generate.json")
+    options.number("rows", 64, "prompts")
+    options.number("tokens", 64, "of an answer, at most")
+    options.number("concurrency", 16, "requests under way")
+    options.number("turns", TURNS, "of both sides")
+    options.path("model", SMOLLM2, "the teacher's folder")
+    options.part("engine")
+    return options.parse_args()
+
+
+def in_turns(turns: int, ours: Callable[[], float], theirs: Callable[[], float]) -> dict[str, Any]:
+    """Medians of the tokens a second of both sides, one turn of each after the other, and their ratio."""
+    found = [(ours(), theirs()) for _ in range(turns)]
+    one, other = (statistics.median(side) for side in zip(*found, strict=True))
+    return {"ours": one, "theirs": other, "ratio": one / other, "all": found}
+
+
+def figures(found: dict[str, Any]) -> list[Figure]:
+    """What asking a teacher promises."""
+    text, scores = found["text"], found["scores"]
+    return [
+        Figure("tokens a second, our client / vllm bench serve", text["ratio"], "x", at_least=0.9),
+        Figure("tokens a second, our client", text["ours"], "/s"),
+        Figure(f"tokens a second at K = {K}, in process / served", scores["ratio"], "x", at_least=2),
+        Figure(f"tokens a second at K = {K}, in process", scores["ours"], "/s"),
+    ]
 
 
 @contextmanager
@@ -148,23 +145,59 @@ def over_http(asked: argparse.Namespace, url: str, k: int) -> float:
     tokenizer = load_tokenizer(asked.model)
     place = Server(f"{url}/v1", "teacher", token_ids=True, concurrency=asked.concurrency)
     sampling = Sampling(temperature=0, max_tokens=asked.tokens, k=k)
-    return _rate(HttpTeacher(place, sampling, tokenizer, end_ids(tokenizer, asked.model)), requests_of(asked))
+    return rate(HttpTeacher(place, sampling, tokenizer, end_ids(tokenizer, asked.model)), requests_of(asked))
 
 
-def in_process(asked: argparse.Namespace) -> float:
-    """Tokens a second of the engine in this process, with scores."""
+@contextmanager
+def engine(asked: argparse.Namespace) -> Iterator[Callable[[], float]]:
+    """The engine in a process of its own, ready; each call asks it all prompts and gives tokens a second.
+
+    Between two turns it waits for a line: it computes nothing while the others do.
+    """
+    flags = [f"--{name}={getattr(asked, name)}" for name in ("rows", "tokens", "concurrency", "model")]
+    command = [sys.executable, __file__, "--only=engine", *flags]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    questions, answers = process.stdin, process.stdout
+
+    def heard() -> str:
+        for line in answers:
+            if line.startswith(SAID):  # else it is vLLM's
+                return line.removeprefix(SAID)
+        raise RuntimeError(f"the engine ended, exit code {process.wait()}")
+
+    def ask() -> float:
+        questions.write("\n")
+        questions.flush()
+        return float(heard())
+
+    try:
+        heard()
+        yield ask
+    finally:
+        with suppress(BrokenPipeError):
+            questions.close()
+        process.wait(60)
+        answers.close()
+
+
+def answer_in_turns(asked: argparse.Namespace) -> None:
+    """The other end of `engine`: says that it is ready, and then tokens a second, with scores, for each line."""
     from kubedistill_trainer.teachers.vllm import VllmTeacher
 
     batch = {"engine": "VLLM", "gpus": 0, "batchSize": asked.concurrency, "precision": "FP32"}
     sampling = Sampling(temperature=0, max_tokens=asked.tokens, k=K)
     teacher = VllmTeacher.load(asked.model, Batch.model_validate(batch), sampling)
-    _rate(teacher, requests_of(asked)[: asked.concurrency])  # warms it
-    rate = _rate(teacher, requests_of(asked))
+    rate(teacher, requests_of(asked)[: asked.concurrency])  # warms it
+    print(f"{SAID}ready", flush=True)
+    for _ in sys.stdin:
+        print(f"{SAID}{rate(teacher, requests_of(asked))}", flush=True)
     teacher.close()
-    return rate
 
 
-def _rate(teacher: Any, requests: list[Request]) -> float:
+def rate(teacher: Any, requests: list[Request]) -> float:
+    """Tokens a second that a teacher answers."""
     work = ListOfWork(requests)
     started = time.perf_counter()
     teacher.answer(work, threading.Event())
@@ -196,16 +229,16 @@ def vllms_own(asked: argparse.Namespace, url: str, folder: Path) -> float:
 
 def show(found: dict[str, Any]) -> None:
     """The figures as a table."""
-    client = found["client"]
     print(
-        "{rows} prompts, answers of at most {tokens} tokens, {concurrency} under way; tokens a second\n".format(**found)
+        "{rows} prompts, answers of at most {tokens} tokens, {concurrency} under way; tokens a second".format(**found)
     )
-    print(f"{'our client, text':36}{client['ours']:>8.1f}")
-    print(f"{'vllm bench serve, text':36}{client['vllm_bench_serve']:>8.1f}")
-    print(f"{'ratio':36}{client['ratio']:>8.2f}\n")
-    print(f"{f'our client, K = {K}':36}{found['http_topk']:>8.1f}")
-    print(f"{f'engine in process, K = {K}':36}{found['engine_topk']:>8.1f}")
-    print(f"{'ratio':36}{found['topk_ratio']:>8.2f}")
+    sides = {
+        "text": ("our client, text", "vllm bench serve, text"),
+        "scores": (f"engine in process, K = {K}", f"our client, K = {K}"),
+    }
+    for what, (ours, theirs) in sides.items():
+        one = found[what]
+        print(f"\n{ours:36}{one['ours']:>8.1f}\n{theirs:36}{one['theirs']:>8.1f}\n{'ratio':36}{one['ratio']:>8.2f}")
 
 
 if __name__ == "__main__":

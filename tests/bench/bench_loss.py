@@ -15,23 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
+from measuring import MIB, Figure, Options, Spent, available_bytes, medians, peak_mib, report
+from students import STUDENTS, Size, answers, student_of
 from torch import Tensor
 
 from kubedistill_api.exits import Exit
@@ -43,9 +36,8 @@ from kubedistill_trainer.core.losses import cross_entropy, forward_kl_bucket
 from kubedistill_trainer.core.signals import Logprobs, Supervision, TopK
 from kubedistill_trainer.distiller import Distiller
 from kubedistill_trainer.store.examples import Examples
-from kubedistill_trainer.store.shards import AnswerRow, ShardMeta, Signal, read_shard, shard_bytes
+from kubedistill_trainer.store.shards import ShardMeta, read_shard, shard_bytes
 
-MIB = 2**20
 TOLERANCE = {"cpu": 1e-5, "cuda": 1e-3}
 """Relative, of the loss. Gradients are compared by their norms, to ten times that: float32 sums in another order. On a
 GPU both losses read logits that were rounded to bfloat16, in products of other shapes."""
@@ -63,35 +55,50 @@ def main() -> int:
             f"The plain loss needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are available: ask for fewer --tokens."
         )
         return int(Exit.TRANSIENT)
-    found = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": " ".join(["python", "tests/bench/bench_loss.py", *sys.argv[1:]]),
-        "machine": machine(asked.device),
-        "load_average_before": list(os.getloadavg()),
-        "loss": compare_losses(asked),
-        **({"buffers": buffers(asked)} if asked.device == "cuda" else {}),
-        "step": steps(asked.steps, asked.k, STUDENTS[asked.device], asked.device),
-        "load_average_after": list(os.getloadavg()),
-    }
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.write_text(json.dumps(found, indent=1) + "\n")
-    show(found)
-    print(f"\n{asked.output}")
+    with report(asked, show, figures) as found:
+        found["loss"] = compare_losses(asked)
+        if asked.device == "cuda":
+            found["buffers"] = buffers(asked)
+        found["step"] = steps(asked.steps, asked.k, STUDENTS[asked.device], asked.device)
     return 0 if found["loss"]["equal"] else 1
 
 
 def _asked() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=8192, help="positions of the loss (default: %(default)s)")
-    parser.add_argument("--vocabulary", type=int, default=128_256, help="that of Llama 3 (default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
-    parser.add_argument("--hidden", type=int, default=256, help="size of the hidden states (default: %(default)s)")
-    parser.add_argument("--k", type=int, default=32, help="teacher's candidates a position (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="of each loss; the median counts (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=15, help="optimizer steps of each loss (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s")
-    parser.add_argument("--only", choices=["chunked", "plain"], help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = Options(__doc__, "bench-loss.json")
+    options.number("tokens", 8192, "positions of the loss")
+    options.number("vocabulary", 128_256, "that of Llama 3")
+    options.device()
+    options.number("hidden", 256, "size of the hidden states")
+    options.number("k", 32, "teacher's candidates a position")
+    options.number("repeats", 3, "of each loss; the median counts")
+    options.number("steps", 15, "optimizer steps of each loss")
+    options.part("chunked", "plain")
+    return options.parse_args()
+
+
+def figures(found: dict[str, Any]) -> list[Figure]:
+    """What the losses promise. Time is the CPU's where that is what computes."""
+    loss, step = found["loss"], found["step"]
+    on_cpu = loss["device"] == "cpu"
+    tolerance = TOLERANCE[loss["device"]]
+    clock = "cpu_seconds" if on_cpu else "seconds"
+    return [
+        Figure("losses, plain and chunked: relative difference", loss["relative_difference"], at_most=tolerance),
+        Figure(
+            "gradients, plain and chunked: relative difference of their norms",
+            max(loss["relative_differences_of_gradient_norms"]),
+            at_most=10 * tolerance,
+        ),
+        Figure("memory of the loss, plain / chunked", loss["memory_ratio"], "x", at_least=10 if on_cpu else 3),
+        Figure("time of the loss, plain / chunked", loss["plain"][clock] / loss["chunked"][clock], "x", at_least=1),
+        Figure("memory of the chunked loss", loss["chunked"]["loss_mib"], "MiB"),
+        Figure(
+            "time of a step, ForwardKL / CrossEntropy",
+            step["ForwardKL"][clock] / step["CrossEntropy"][clock],
+            "x",
+            at_most=1.15,
+        ),
+    ]
 
 
 # --- 1. The loss alone -------------------------------------------------------------------------------------------
@@ -116,6 +123,7 @@ def compare_losses(asked: argparse.Namespace) -> dict[str, Any]:
         **found,
         "relative_difference": gap,
         "relative_differences_of_gradient_norms": gaps,
+        "chunk_mib": CHUNK_BYTES[asked.device] / MIB,
         "equal": gap <= TOLERANCE[asked.device] and max(gaps) <= 10 * TOLERANCE[asked.device],
         "memory_ratio": plain["loss_mib"] / chunked["loss_mib"],
         "cpu_ratio": plain["cpu_seconds"] / chunked["cpu_seconds"],
@@ -212,44 +220,10 @@ def plain_bytes(tokens: int, vocabulary: int) -> int:
 
 # --- 2. A step ---------------------------------------------------------------------------------------------------
 
-ROWS, LENGTH, ASKED = 8, 128, 32
-"""Of a shard: rows, tokens of each, tokens of its prompt."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """A student and its micro batch. Without tied embeddings, which Llama has not by default."""
-
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    keys: int
-    vocabulary: int
-    rows: int = ROWS
-    length: int = LENGTH
-    asked: int = ASKED
-
-
-STUDENTS = {
-    "cpu": Size(256, 768, 6, 8, 4, 32_000),
-    "cuda": Size(896, 4864, 24, 14, 2, 151_936, rows=16, length=1024, asked=256),
-}
-
 
 def steps(count: int, k: int, size: Size, device: str) -> dict[str, Any]:
     """Optimizer steps with either loss in turn, rows read back from a shard as a training reads them."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        intermediate_size=size.inner,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.keys,
-        max_position_embeddings=size.length,
-    )
-    model = transformers.LlamaForCausalLM(config).to(device)
+    model = student_of(size).to(device)
     model.set_attn_implementation(attention.install())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     rows = read_shard(shard_bytes(ShardMeta(split="train", index=0, teacher="t", k=k), answers(size, k)))[1]
@@ -274,7 +248,7 @@ def steps(count: int, k: int, size: Size, device: str) -> dict[str, Any]:
     return {
         "model": {
             "parameters": model.num_parameters(),
-            **{name: config.to_dict()[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")},
+            **{name: getattr(model.config, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")},
         },
         "rows": size.rows,
         "tokens_a_row": size.length,
@@ -287,108 +261,9 @@ def steps(count: int, k: int, size: Size, device: str) -> dict[str, Any]:
     }
 
 
-def answers(size: Size, k: int) -> list[AnswerRow]:
-    """Rows as Generate stores them, with candidates that are not alike: the worst that a compressor can meet."""
-    draw = np.random.default_rng(0)
-    return [_answer(number, size, k, draw) for number in range(size.rows)]
-
-
-def _answer(number: int, size: Size, k: int, draw: np.random.Generator) -> AnswerRow:
-    targets, vocabulary = size.length - size.asked, size.vocabulary
-    apart = vocabulary // k  # so that the candidates of a position are K different ones
-    ids_NK = draw.integers(apart, size=(targets, k)) + apart * draw.permuted(
-        np.tile(np.arange(k), (targets, 1)), axis=1
-    )
-    ids_NK = ids_NK.astype(np.int32)
-    logits = np.sort(3 * draw.standard_normal((targets, k + 1)), axis=-1)[:, ::-1]
-    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    signal = Signal(
-        ids_NK,
-        logprobs[:, :k].astype(np.float16),
-        logprobs[:, k].astype(np.float32),
-        logprobs[:, 0].astype(np.float32),
-    )
-    prompt = draw.integers(vocabulary, size=size.asked)
-    text = " ".join(f"word{token}" for token in ids_NK[:, 0] % 1000)
-    return AnswerRow(
-        row_id=f"{number:064x}",
-        sample=0,
-        split="train",
-        label="",
-        messages=json.dumps([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]),
-        text=text,
-        finish_reason="stop",
-        teacher="t",
-        input_ids=np.concatenate([prompt, ids_NK[:, 0]]).astype(np.int32),
-        target_mask=np.arange(size.length) >= size.asked,
-        signal=signal,
-    )
-
-
-# --- What it was measured on, and the table ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Seconds of the clock, and of all threads of this process: the second hardly sees what else a machine does."""
-
-    clock: float
-    cpu: float
-
-    @staticmethod
-    def now() -> Spent:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return Spent(time.perf_counter(), time.process_time())
-
-    def since(self) -> Spent:
-        now = Spent.now()
-        return Spent(now.clock - self.clock, now.cpu - self.cpu)
-
-
-def medians(spent: list[Spent]) -> dict[str, Any]:
-    return {
-        "seconds": statistics.median(each.clock for each in spent),
-        "cpu_seconds": statistics.median(each.cpu for each in spent),
-        "all_seconds": [each.clock for each in spent],
-    }
-
-
-def peak_mib(device: str) -> float:
-    """The most memory that this process ever held; on a GPU since it was last asked to forget."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / MIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def available_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
-
-
-def machine(device: str) -> dict[str, Any]:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        **({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
-        "chunk_mib": CHUNK_BYTES[device] / MIB,
-    }
-
-
 def show(found: dict[str, Any]) -> None:
     """The figures as a table."""
-    machine, loss, step = (found[name] for name in ("machine", "loss", "step"))
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}\n")
+    loss, step = found["loss"], found["step"]
     print("ForwardKL of {tokens} tokens x vocabulary {vocabulary}, K={k}, hidden size {hidden}".format(**loss))
     print(f"{'':10}{'peak of the process':>22}{'of the loss alone':>20}{'clock':>10}{'CPU':>10}{'loss':>14}")
     for name in ("chunked", "plain"):

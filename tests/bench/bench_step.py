@@ -18,19 +18,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from bench_loss import STUDENTS, Size, Spent, answers, machine, peak_mib
+from measuring import Figure, Options, Spent, medians, peak_mib, report
+from students import STUDENTS, answers, student_of
 
 from kubedistill_api.training import Training
 
@@ -47,70 +46,52 @@ def main() -> int:
         print(json.dumps(WAYS[asked.only](asked)))
         return 0
     flags = [f"--{name}={getattr(asked, name)}" for name in ("device", "steps", "k")]
-    found: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": " ".join(["python", "tests/bench/bench_step.py", *sys.argv[1:]]),
-        "machine": machine(asked.device),
-        "load_average_before": list(os.getloadavg()),
-        "student": vars(SIZES[asked.device]),
-        "k": asked.k,
-        "steps": asked.steps,
-    }
-    for name in WAYS:
-        command = [sys.executable, __file__, f"--only={name}", *flags]
-        alone = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-        done = subprocess.run(command, env=alone, check=False, capture_output=True, text=True)
-        if done.returncode:
-            print(done.stderr[-3000:], file=sys.stderr)
-            return done.returncode
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-    found["load_average_after"] = list(os.getloadavg())
-    for other in ("gkd", "sft"):
-        found[f"{other}_ratios"] = {
-            figure: found["ours"][figure] / found[other][figure] for figure in ("seconds", "cpu_seconds", "step_mib")
-        }
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.write_text(json.dumps(found, indent=1) + "\n")
-    show(found)
-    print(f"\n{asked.output}")
+    with report(asked, show, figures) as found:
+        found |= {"student": vars(SIZES[asked.device]), "k": asked.k, "steps": asked.steps}
+        for name in WAYS:
+            found[name] = _alone(name, flags)
+        for other in ("gkd", "sft"):
+            found[f"{other}_ratios"] = {
+                figure: found["ours"][figure] / found[other][figure]
+                for figure in ("seconds", "cpu_seconds", "step_mib")
+            }
     return 0
 
 
+def _alone(name: str, flags: list[str]) -> Any:
+    """What one way takes, in a process of its own."""
+    command = [sys.executable, __file__, f"--only={name}", *flags]
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr[-3000:], file=sys.stderr)
+        raise SystemExit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _asked() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=15, help="optimizer steps of each way (default: %(default)s)")
-    parser.add_argument("--k", type=int, default=32, help="teacher's candidates a position (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("build/bench-step.json"), help="default: %(default)s")
-    parser.add_argument("--only", choices=list(WAYS), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = Options(__doc__, "bench-step.json")
+    options.device()
+    options.number("steps", 15, "optimizer steps of each way")
+    options.number("k", 32, "teacher's candidates a position")
+    options.part(*WAYS)
+    return options.parse_args()
 
 
-def student_of(size: Size) -> Any:
-    """A Llama with random weights, the same for all."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        intermediate_size=size.inner,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.keys,
-        max_position_embeddings=size.length,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
-    return transformers.LlamaForCausalLM(config)
+def figures(found: dict[str, Any]) -> list[Figure]:
+    """What a step promises beside those of TRL."""
+    most = 0.6 if "gpu" not in found["machine"] else 1.0
+    return [
+        Figure(f"{what} of a step, ours / {name}", found[f"{other}_ratios"][figure], "x", at_most=most)
+        for other, name in (("gkd", "TRL GKDTrainer"), ("sft", "TRL SFTTrainer"))
+        for what, figure in (("time", "seconds"), ("memory", "step_mib"))
+    ]
 
 
-def figures(spent: list[Spent], before_mib: float, device: str) -> dict[str, Any]:
+def taken(spent: list[Spent], before_mib: float, device: str) -> dict[str, Any]:
     """Medians of the steps after the warm-up, and what memory rose by since the student was on the CPU."""
-    counted = spent[WARM_UP:]
     return {
-        "seconds": statistics.median(each.clock for each in counted),
-        "cpu_seconds": statistics.median(each.cpu for each in counted),
-        "all_seconds": [each.clock for each in counted],
+        **medians(spent[WARM_UP:]),
         "peak_mib": peak_mib(device),
         "step_mib": peak_mib(device) - before_mib,
     }
@@ -150,7 +131,7 @@ def ours(asked: argparse.Namespace) -> dict[str, Any]:
             batch = pack([examples[row] for row in range(size.rows)])
             engine.add_up([engine.step([batch], len(batch.supervision), 1e-4).total])
             spent.append(started.since())
-    return figures(spent, before, asked.device)
+    return taken(spent, before, asked.device)
 
 
 def gkd(asked: argparse.Namespace) -> dict[str, Any]:
@@ -220,7 +201,7 @@ def _steps_of(
             callbacks=[watch],
             **more,
         ).train()
-    return figures(watch.spent, before, asked.device)
+    return taken(watch.spent, before, asked.device)
 
 
 def _collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A teacher's answers for the benchmarks: made once, kept as they were given."""
+"""A teacher's answers for the benchmarks: asked for once, kept as they were given."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
+from measuring import PROMPTS
 
 from kubedistill_api.identity import digest
 from kubedistill_trainer.generation.assembly import Assembler
@@ -21,29 +22,38 @@ from kubedistill_trainer.store.shards import AnswerRow, ShardMeta, Signal, read_
 from kubedistill_trainer.teachers.protocol import Answered, ListOfWork, Request, Sampling
 from kubedistill_trainer.teachers.transformers import TransformersTeacher
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PROMPTS = REPOSITORY / "examples" / "data" / "support-train.jsonl"
-TEACHER = REPOSITORY / ".kubedistill" / "models" / "SmolLM2-135M-Instruct"
-
 
 def real_rows(asked: argparse.Namespace) -> list[AnswerRow]:
-    """A teacher's answers, none of them rounded; empty: there is no teacher, and no answers of an earlier run."""
-    if not asked.answers.exists():
-        if not (asked.teacher / "config.json").exists():
-            print(f"No teacher in {asked.teacher} (`make demo` fetches one): all is measured on random rows.")
-            return []
-        asked.answers.parent.mkdir(parents=True, exist_ok=True)
-        asked.answers.write_bytes(plain_bytes(meta_of(asked.k), answered(asked)))
-    meta, rows = read_shard(asked.answers.read_bytes())
-    if meta.k != asked.k:
-        raise SystemExit(f"{asked.answers} has {meta.k} candidates at each position, not {asked.k}: write another path")
-    return rows
+    """A teacher's answers, none of them rounded; empty: there is no teacher."""
+    if not (asked.teacher / "config.json").exists():
+        print(f"No teacher in {asked.teacher} (`make demo` fetches one): all is measured on random rows.")
+        return []
+    kept = kept_at(asked)
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        made = kept.with_suffix(".part")
+        made.write_bytes(plain_bytes(meta_of(asked.k), answered(asked)))
+        made.rename(kept)
+    return read_shard(kept.read_bytes())[1]
+
+
+def kept_at(asked: argparse.Namespace) -> Path:
+    """Its name is a digest of all that shapes the answers: the teacher's files as they lie there, the prompts, and how
+    they are asked.
+    """
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(asked.teacher.iterdir())]
+    name = digest({"teacher": files, "prompts": lines(asked), "max_tokens": asked.max_tokens, "k": asked.k})
+    return Path(asked.answers) / f"{name.removeprefix('sha256:')[:16]}.parquet"
+
+
+def lines(asked: argparse.Namespace) -> list[Any]:
+    """The examples' rows that are asked."""
+    return [json.loads(line) for line in PROMPTS.read_text().splitlines()[: asked.prompts]]
 
 
 def answered(asked: argparse.Namespace) -> list[AnswerRow]:
     """Greedy answers to the examples' prompts, as the quickstart asks for them, in rows as Generate makes them."""
-    lines = [json.loads(line) for line in PROMPTS.read_text().splitlines()[: asked.prompts]]
-    requests = [Request(digest(line), 0, 0, _messages(line)) for line in lines]
+    requests = [Request(digest(line), 0, 0, _messages(line)) for line in lines(asked)]
     sampling = Sampling(temperature=0.0, max_tokens=asked.max_tokens, k=asked.k)
     teacher = TransformersTeacher.load(asked.teacher, "FP32", sampling, batch_size=64)
     work = ListOfWork(list(requests))
