@@ -63,12 +63,9 @@ check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under tw
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not s3 and not vllm and not cluster and not gpu" # a core for each
 
 .PHONY: bench
-bench: .venv/.dev ## What losses, steps and stored data cost: memory, time, bytes; 14 GiB of free memory, a quiet machine
-	$(BIN)/python tests/bench/bench_loss.py
-	$(BIN)/python tests/bench/bench_step.py
+bench: .venv/.dev ## What losses, steps and stored data cost, into bench.json; 14 GiB of free memory, a quiet machine
 	$(BIN)/python examples/models/fetch_smollm2.py
-	$(BIN)/python tests/bench/bench_generate.py
-	$(BIN)/python tests/bench/bench_data.py
+	$(BIN)/python tests/bench
 
 .PHONY: gpu
 gpu: .venv/.dev ## What a GPU does otherwise, on a machine that has one: about two minutes
