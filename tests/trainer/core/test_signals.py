@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubedistill_trainer.core.signals import LOGPROB_FLOOR, TopK, tail_logprob, top_k
+from kubedistill_trainer.core.floors import LOGPROB_FLOOR
+from kubedistill_trainer.core.signals import TopK, tail_logprob, top_k
 
 
 @given(st.floats(1e-12, 0.999))

@@ -16,14 +16,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kubedistill_trainer.core.floors import LOGPROB_FLOOR
 from kubedistill_trainer.core.signals import TopK, top_k
 from kubedistill_trainer.errors import BadData
-from kubedistill_trainer.store.candidates import LOWEST, kept, rounded
+from kubedistill_trainer.store.candidates import kept, rounded
 from kubedistill_trainer.store.shards import AnswerRow, ShardMeta, Signal, read_meta, read_shard, shard_bytes
 
 VOCABULARY = 50_000
 every_float16 = np.arange(2**16, dtype=np.uint16).view(np.float16)
-LOGPROBS = every_float16[(every_float16 <= 0) & (every_float16 >= LOWEST)]
+LOGPROBS = every_float16[(every_float16 <= 0) & (every_float16 >= LOGPROB_FLOOR)]
 """All that can be asked of a shard."""
 
 few = settings(max_examples=25, deadline=None)
@@ -43,7 +44,7 @@ def a_signal(draw: np.random.Generator, targets: int, k: int, spread: float) -> 
     absent_NK = (draw.random((targets, k)) < 0.05) & (np.arange(k) > 0)
     return Signal(
         np.where(absent_NK, -1, ids_NK).astype(np.int32),
-        np.where(absent_NK, LOWEST, logprobs_NK[:, :k]).clip(LOWEST).astype(np.float16),
+        np.where(absent_NK, LOGPROB_FLOOR, logprobs_NK[:, :k]).clip(LOGPROB_FLOOR).astype(np.float16),
         logprobs_NK[:, k].astype(np.float32),
         draw.standard_normal(targets).astype(np.float32),
     )
@@ -166,7 +167,7 @@ def test_no_logprob_moves_further_than_a_64th_of_itself_or_of_a_nat() -> None:
 def test_levels_are_few_enough_for_indices_of_one_byte_and_end_where_no_mass_begins() -> None:
     levels = np.unique(rounded(LOGPROBS))
     assert 128 < len(levels) <= 256
-    assert levels[0] == LOWEST
+    assert levels[0] == LOGPROB_FLOOR
     assert levels[-1] == 0
     assert np.array_equal(rounded(levels), levels)
 

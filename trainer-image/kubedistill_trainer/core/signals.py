@@ -15,8 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-LOGPROB_FLOOR = -80.0
-"""Stands for "no mass" in signals: exp(-80) is 2e-35, still a normal float32, so 0 * log 0 is 0 and never NaN."""
+from kubedistill_trainer.core.floors import LOGPROB_FLOOR
 
 TAIL_FLOOR = math.log(1e-6)
 """The least tail that is believed of what was stored. A server's logprobs are rounded, and 1 - P of them is noise

@@ -19,8 +19,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-LOWEST = -80.0
-"""The last of the levels; `NO_LOGPROB` of the shards."""
+from kubedistill_trainer.core.floors import LOGPROB_FLOOR
+
 FINE = 5
 """Binary digits after the point above -2."""
 
@@ -39,7 +39,7 @@ def kept(ids_NK: Ids, logprobs_NK: Logprobs) -> tuple[Ids, Logprobs]:
 
 def rounded(logprobs_NK: npt.NDArray[np.floating]) -> Logprobs:
     """Each logprob on its nearest level. Order is kept, but for those that become equal."""
-    exact_NK = np.clip(logprobs_NK.astype(np.float32), LOWEST, 0.0)
+    exact_NK = np.clip(logprobs_NK.astype(np.float32), LOGPROB_FLOOR, 0.0)
     octave_NK = np.maximum(np.frexp(exact_NK)[1] - 1, 0)  # 0 above -2, 1 above -4, ...
     step_NK = np.ldexp(np.float32(1), octave_NK - FINE)
     levels_NK: Logprobs = (np.rint(exact_NK / step_NK) * step_NK).astype(np.float16)

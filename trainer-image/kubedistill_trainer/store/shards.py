@@ -29,8 +29,6 @@ from kubedistill_trainer.store.tables import table_of
 from kubedistill_trainer.store.workspace import Workspace
 
 SCHEMA_VERSION = 2
-NO_LOGPROB = -80.0
-"""Stands for "no mass"; as in `core.signals`. No -inf is ever in a file."""
 
 _META = b"kubedistill.shard"
 _TEXTS = ("row_id", "split", "label", "messages", "text", "finish_reason", "teacher", "written")

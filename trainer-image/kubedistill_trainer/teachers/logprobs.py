@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kubedistill_trainer.core.floors import LOGPROB_FLOOR
 from kubedistill_trainer.core.signals import tail_logprob
-from kubedistill_trainer.store.shards import NO_LOGPROB, Signal
+from kubedistill_trainer.store.shards import Signal
 
 
 def candidates_of(row: Mapping[int, float], written: int, k: int) -> dict[int, float]:
@@ -26,7 +27,7 @@ def of_vocabulary(row: Mapping[int, float], vocabulary: int) -> dict[int, float]
     if len(inside) == len(row):
         return inside
     padding = math.fsum(math.exp(logprob) for token, logprob in row.items() if token >= vocabulary)
-    whole = math.log(max(1.0 - padding, math.exp(NO_LOGPROB)))
+    whole = math.log(max(1.0 - padding, math.exp(LOGPROB_FLOOR)))
     return {token: min(logprob - whole, 0.0) for token, logprob in inside.items()}
 
 
@@ -39,15 +40,15 @@ def signal_of(rows: Sequence[Mapping[int, float]], written_N: Sequence[float], k
     """
     count = len(written_N)
     ids_NK = np.full((count, k), -1, dtype=np.int32)
-    logprobs_NK = np.full((count, k), NO_LOGPROB, dtype=np.float16)
+    logprobs_NK = np.full((count, k), LOGPROB_FLOOR, dtype=np.float16)
     tail_N = np.zeros(count, dtype=np.float32)
     target_N = np.zeros(count, dtype=np.float32)
     for position, (row, written) in enumerate(zip(rows, written_N, strict=True)):
         best = sorted(row.items(), key=lambda item: -item[1])[:k]
         ids_NK[position, : len(best)] = [each for each, _ in best]
-        logprobs_NK[position, : len(best)] = [max(logprob, NO_LOGPROB) for _, logprob in best]
+        logprobs_NK[position, : len(best)] = [max(logprob, LOGPROB_FLOOR) for _, logprob in best]
         tail_N[position] = tail_logprob([logprob for _, logprob in best])
-        target_N[position] = max(written, NO_LOGPROB)
+        target_N[position] = max(written, LOGPROB_FLOOR)
     return Signal(ids_NK, logprobs_NK, tail_N, target_N)
 
 
@@ -69,17 +70,17 @@ def signal_of_flat(
     ids_NK1 = ids.reshape(count, k + 1)
     if ids_NK1[:, 0].tolist() != list(written_N):
         raise ValueError("the scores belong to other tokens than those that were written")
-    logprobs_NK1 = np.maximum(np.asarray(logprobs, dtype=np.float64).reshape(count, k + 1), NO_LOGPROB)
+    logprobs_NK1 = np.maximum(np.asarray(logprobs, dtype=np.float64).reshape(count, k + 1), LOGPROB_FLOOR)
     padding_NK = ids_NK1[:, 1:] >= vocabulary
     mass_NK = np.exp(logprobs_NK1[:, 1:])
-    whole_N = np.log(np.maximum(1.0 - np.where(padding_NK, mass_NK, 0.0).sum(-1), np.exp(NO_LOGPROB)))
+    whole_N = np.log(np.maximum(1.0 - np.where(padding_NK, mass_NK, 0.0).sum(-1), np.exp(LOGPROB_FLOOR)))
     left_N = 1.0 - mass_NK.sum(-1)
-    tail_N = np.log(np.maximum(left_N, np.exp(NO_LOGPROB)))  # as `tail_logprob`
-    scaled_NK1 = np.clip(logprobs_NK1 - whole_N[:, None], NO_LOGPROB, 0.0)
+    tail_N = np.log(np.maximum(left_N, np.exp(LOGPROB_FLOOR)))  # as `tail_logprob`
+    scaled_NK1 = np.clip(logprobs_NK1 - whole_N[:, None], LOGPROB_FLOOR, 0.0)
     return Signal(
         np.where(padding_NK, -1, ids_NK1[:, 1:]).astype(np.int32),
-        np.where(padding_NK, NO_LOGPROB, scaled_NK1[:, 1:]).astype(np.float16),
-        np.clip(tail_N - whole_N, NO_LOGPROB, 0.0).astype(np.float32),
+        np.where(padding_NK, LOGPROB_FLOOR, scaled_NK1[:, 1:]).astype(np.float16),
+        np.clip(tail_N - whole_N, LOGPROB_FLOOR, 0.0).astype(np.float32),
         scaled_NK1[:, 0].astype(np.float32),
     )
 

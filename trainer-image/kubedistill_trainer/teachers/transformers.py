@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kubedistill_trainer.core.floors import LOGPROB_FLOOR
 from kubedistill_trainer.core.signals import top_k
 from kubedistill_trainer.models import at_ease, end_ids, load_model, load_tokenizer, torch_dtype
-from kubedistill_trainer.store.shards import NO_LOGPROB, Signal
+from kubedistill_trainer.store.shards import Signal
 from kubedistill_trainer.teachers.decoding import Decoder, draw
 from kubedistill_trainer.teachers.protocol import Answered, Failed, Request, Sampling, Work, prompt_of
 
@@ -184,4 +185,4 @@ def _signal(scores: Sequence[tuple[npt.NDArray[Any], ...]]) -> Signal | None:
     if not scores or not scores[0]:
         return None
     ids, logprobs, tail, target = (np.stack(column) for column in zip(*scores, strict=True))
-    return Signal(ids, np.maximum(logprobs, np.float16(NO_LOGPROB)), tail, target)
+    return Signal(ids, np.maximum(logprobs, np.float16(LOGPROB_FLOOR)), tail, target)
