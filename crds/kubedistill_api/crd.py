@@ -25,7 +25,7 @@ PRINTER_COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Score", "string", ".status.score", 0),
     ("Reason", "string", ".status.reason", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
-    ("Teacher", "string", ".spec.teachers[0].name", 1),
+    ("Teacher", "string", ".status.teachers", 1),
     ("Student", "string", ".spec.student.model.uri", 1),
     ("Model URI", "string", ".status.result.modelURI", 1),
     ("GPU-seconds", "integer", ".status.usage.gpuSeconds", 1),

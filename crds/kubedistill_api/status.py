@@ -356,6 +356,8 @@ class Status(StatusModel):
     """Time spent suspended, which deadlines do not count."""
     execution_attempt: Count = 0
     """Counts starts and resumptions."""
+    teachers: Word = ""
+    """Their names, for people (a printer column: those show one value of a list, the first)."""
     current_stage: Word = ""
     """The step that runs or failed (a printer column)."""
     progress: Word = ""

@@ -9,6 +9,7 @@ import pytest
 
 from kubedistill_api import crd
 
+METADATA = {"creationTimestamp": {"type": "string"}}
 CRD_FILE = Path(__file__).parents[2] / "crds" / "distillationjobs.yaml"
 
 
@@ -31,6 +32,15 @@ def root() -> dict[str, Any]:
 
 def test_the_file_is_what_the_models_say() -> None:
     assert CRD_FILE.read_text() == crd.render(), "run `make generate`"
+
+
+def test_every_printer_column_shows_a_field_that_is_one_value(root: dict[str, Any]) -> None:
+    """Of a list, kubectl is sent the first value alone."""
+    for _, type_, path, _ in crd.PRINTER_COLUMNS:
+        field = root
+        for name in path.removeprefix(".").split("."):
+            field = field.get("properties", {}).get(name, {}) if name != "metadata" else {"properties": METADATA}
+        assert field["type"] == {"date": "string"}.get(type_, type_), path
 
 
 def test_it_stays_small_enough_for_client_side_apply() -> None:

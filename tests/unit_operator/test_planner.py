@@ -75,6 +75,24 @@ async def test_a_job_runs_from_nothing_to_a_model(kit: Kit, settings: Settings) 
     assert status.usage.tokens_generated == 100
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["big"], "big"),
+        (["big", "other", "third"], "big, other, third"),
+        ([letter * 20 for letter in "abcd"], ", ".join(letter * 20 for letter in "abcd")),
+    ],
+    ids=["one", "three", "as many as there may be, with the longest names"],
+)
+async def test_the_printer_column_names_every_teacher(
+    names: list[str], told: str, kit: Kit, settings: Settings
+) -> None:
+    teachers = [{"name": name, "model": {"uri": f"hf://acme/{name}"}, "serving": {}} for name in names]
+    cluster = kit["MemoryCluster"](kit["a_job"](teachers=teachers))
+    await kit["one_pass"](cluster, settings)
+    assert cluster.asked.status.teachers == told
+
+
 async def test_the_status_reads_like_a_batch_job_to_kstatus(kit: Kit, settings: Settings) -> None:
     cluster = kit["MemoryCluster"](kit["a_job"](), script=lambda run: None)
     await kit["one_pass"](cluster, settings)

@@ -62,8 +62,9 @@ def refused(status: Status, generation: int, problems: Sequence[Problem], now: d
 
 
 def begun(job: DistillationJob, now: datetime, settings: Settings) -> Status:
-    """The status of an accepted job; unchanged where it was accepted before."""
-    status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
+    """The status of an accepted job; of one that was accepted before, only what its spec says is told anew."""
+    teachers = ", ".join(teacher.name for teacher in job.spec.teachers)
+    status = job.status.model_copy(update={"observed_generation": job.metadata.generation, "teachers": teachers})
     if status.start_time is not None:
         return status
     status = status.model_copy(
