@@ -148,9 +148,11 @@ OWNED_DEEPSPEED_KEYS = {
     "scheduler": "hyperparameters.scheduler and warmupRatio",
     "fp16": "precision",
     "bf16": "precision",
+    "bfloat16": "precision",
     "gradient_clipping": "hyperparameters.gradientClipping",
 }
-"""Keys of DeepSpeed's configuration that are written from the spec's own fields, and those fields."""
+"""Keys of DeepSpeed's configuration that are written from the spec's own fields, and those fields. `bfloat16` is its
+older name for `bf16`."""
 OWNED_ZERO_KEYS = {
     "stage": "deepspeed.zeroStage",
     "offload_optimizer": "deepspeed.offloadOptimizer",

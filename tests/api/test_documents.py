@@ -254,6 +254,7 @@ ZERO = "zero_optimization"
 DEEPSPEED_CONFIGS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "nothing": ({}, {}),
     "the optimizer": ({"optimizer": {}}, {"optimizer": "hyperparameters.learningRate and weightDecay"}),
+    "the precision by an older name": ({"bfloat16": {"enabled": True}}, {"bfloat16": "precision"}),
     "the stage": ({ZERO: {"stage": 3}}, {"zero_optimization.stage": "deepspeed.zeroStage"}),
     "the stage as it is": ({ZERO: {"stage": 2}}, {"zero_optimization.stage": "deepspeed.zeroStage"}),
     "a switch for all": ({ZERO: True}, {"zero_optimization": "deepspeed.zeroStage"}),
