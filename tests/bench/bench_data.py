@@ -78,7 +78,7 @@ def _asked() -> argparse.Namespace:
 
 def figures(found: dict[str, Any]) -> list[Figure]:
     """What stored signals promise."""
-    most = {"real": 100, "random": 120}
+    most = {"real": 85, "random": 120}
     stored = found["storage"].items()
     ranks = max(found["packing"]["worlds"], key=int)
     return [

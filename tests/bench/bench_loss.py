@@ -96,7 +96,7 @@ def figures(found: dict[str, Any]) -> list[Figure]:
             "time of a step, ForwardKL / CrossEntropy",
             step["ForwardKL"][clock] / step["CrossEntropy"][clock],
             "x",
-            at_most=1.15,
+            at_most=1.10,
         ),
     ]
 
