@@ -138,13 +138,18 @@ def test_every_study_holds_the_base_and_no_row_twice() -> None:
         assert len({label for label, _ in study.points}) == len(points), study.name
 
 
-def test_what_two_studies_share_is_trained_once_and_one_seed_of_everything_comes_first() -> None:
+def test_what_two_studies_share_is_trained_once() -> None:
     points = plan(STUDIES, [1, 2])
     assert len(points) == len(set(points))
-    assert [point.seed for point in points] == sorted(point.seed for point in points)
-    first = [point for point in points if point.seed == 1]
-    assert len(first) == len({point for study in STUDIES for _, point in study.points})
-    assert first[-1].rows == 1000, "the dearest last"
+    assert len([point for point in points if point.seed == 1]) == len({p for study in STUDIES for _, p in study.points})
+
+
+def test_the_base_comes_first_at_every_seed_then_one_seed_of_everything_the_dearest_last() -> None:
+    points = plan(STUDIES, [1, 2, 3])
+    assert points[:3] == [replace(BASE, seed=seed) for seed in (1, 2, 3)]
+    rest = points[3:]
+    assert [point.seed for point in rest] == sorted(point.seed for point in rest)
+    assert [point.rows for point in rest if point.seed == 1][-1] == 1000
 
 
 def test_only_text_at_temperature_one_is_read_by_the_sampled_tail() -> None:
