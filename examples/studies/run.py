@@ -11,11 +11,13 @@ one to two minutes of a CPU core. Then: python examples/studies/report.py --resu
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import logging
 import multiprocessing
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -24,7 +26,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ablations import answers as asking
 from ablations.answers import Corpus
@@ -45,6 +47,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"No teacher in {asked.teacher}: run examples/models/fetch_smollm2.py", file=sys.stderr)
         return 2
     corpus = Corpus(asked.teacher, asked.work, training_prompts(), held_out_prompts())
+    lock = _alone(corpus.work)
+    if lock is None:
+        print(f"Another run is at work in {corpus.work}: wait for it, or write another --work", file=sys.stderr)
+        return 2
+    shutil.rmtree(corpus.work / "points", ignore_errors=True)  # of points that were killed half way
     try:
         points = plan(named(asked.only), asked.seeds)
         temperatures = {*HELD_OUT_TEMPERATURES, *(point.temperature for point in points)}
@@ -160,6 +167,18 @@ def _ruler(teacher: Path, work: Path) -> Any:
     corpus = Corpus(teacher, work, (), ())
     sampled, greedy = (asking.answers(corpus, temperature, "valid") for temperature in HELD_OUT_TEMPERATURES)
     return Ruler(teacher, HeldOut(sampled, greedy))
+
+
+def _alone(work: Path) -> IO[bytes] | None:
+    """A lock on the folder for as long as the file that comes back is open; None: another process has it."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = (work / "lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def _influence(corpus: Corpus, rows: list[Any]) -> list[float]:

@@ -122,3 +122,12 @@ def test_without_a_teacher_it_is_said_where_one_comes_from(
 ) -> None:
     assert run.main(["--teacher", str(tmp_path)]) == 2
     assert "run examples/models/fetch_smollm2.py" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_work_in_one_folder(
+    run: ModuleType, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second one would sweep what the first is at."""
+    with run._alone(tmp_path):
+        assert run.main(["--teacher", str(corpus.teacher), "--work", str(tmp_path)]) == 2
+    assert "Another run is at work in" in capsys.readouterr().err

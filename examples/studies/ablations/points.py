@@ -151,8 +151,8 @@ STUDIES = (
 def plan(studies: Sequence[Study], seeds: Sequence[int]) -> list[Point]:
     """Each point once, in the order in which they are worth having.
 
-    1. The base at every seed, which tells what a difference means. 2. All others at the first seed, those that cost more
-    than the base last. 3. The same at the next seed.
+    1. The base at every seed, which tells what a difference means. 2. All others at the first seed, those that cost
+    more than the base last. 3. The same at the next seed.
     """
     bases = [replace(BASE, seed=seed) for seed in seeds]
     others = [point for seed in seeds for point in _of_seed(studies, seed)]
