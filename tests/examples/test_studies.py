@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import numpy as np
@@ -176,17 +179,27 @@ def at(k: int, seed: int) -> Point:
     return replace(BASE, k=k, seed=seed)
 
 
-LINES = [line(at(32, 1), 1.0), line(at(32, 2), 1.2), line(at(8, 1), 1.1, 0.6), line(at(8, 2), 1.4), line(at(1, 1), 2.0)]
+LINES = [line(at(32, 1), 1.0), line(at(32, 2), 1.2), line(at(8, 1), 1.1, 0.6), line(at(8, 2), 1.4)]
 
 
 def test_a_table_shows_means_over_seeds_and_differences_seed_by_seed() -> None:
     shown = table(K_STUDY, rows_of(K_STUDY, LINES)).splitlines()
     assert shown[0].startswith("| `topK` | KL(teacher ‖ student) | against the base |")
     assert shown[2:] == [
-        "| 1 | 2.000 | +1.000 | 4.000 | 5.000 | 0.500 | **0.20** | 1 |",
-        "| 8 | 1.250 | +0.150 (+0.100 … +0.200) | 2.500 | 4.250 | **0.550** | **0.20** | 2 |",
-        "| 32 | **1.100** | the base | **2.200** | **4.100** | 0.500 | **0.20** | 2 |",
+        "| 8 | 1.250 | +0.150 (+0.100 … +0.200) | 2.500 | 4.250 | **0.550** | **0.20** |",
+        "| 32 | **1.100** | the base | **2.200** | **4.100** | 0.500 | **0.20** |",
+        "",
+        "Seeds 1, 2.",
     ]
+
+
+def test_a_table_shows_the_seeds_that_all_of_its_rows_have() -> None:
+    """Else the mean of one row would be that of lucky seeds."""
+    shown = table(K_STUDY, rows_of(K_STUDY, [*LINES, line(at(1, 1), 0.9)])).splitlines()
+    assert shown[2].startswith("| 1 | **0.900** | −0.100 |")
+    assert shown[3].startswith("| 8 | 1.100 | +0.100 |")
+    assert shown[-1] == "Seed 1."
+    assert rows_of(K_STUDY, [line(at(1, 1), 0.9), line(at(8, 2), 0.9)]) == [], "nothing to compare"
 
 
 def test_the_spread_of_seeds_is_pooled_over_the_points_that_have_several() -> None:
@@ -197,12 +210,12 @@ def test_the_spread_of_seeds_is_pooled_over_the_points_that_have_several() -> No
 
 
 def test_a_plot_has_a_dot_for_each_seed_and_writes_out_what_is_far_off() -> None:
-    far = [*LINES, line(at(128, 1), 50.0)]
+    far = [*LINES, line(at(128, 1), 50.0), line(at(128, 2), 60.0)]
     root = ElementTree.fromstring(plot("K", rows_of(K_STUDY, far), "forward_kl", "KL"))
     names = {"svg": "http://www.w3.org/2000/svg"}
     titles = [each.text for each in root.findall(".//svg:circle/svg:title", names)]
-    assert titles == ["2.000", "1.100", "1.400", "1.000", "1.200"]
-    assert [each.text for each in root.findall(".//svg:g/svg:text", names)] == ["1", "8", "32", "128", "50.00 →"]
+    assert titles == ["1.100", "1.400", "1.000", "1.200"]
+    assert [each.text for each in root.findall(".//svg:g/svg:text", names)] == ["8", "32", "128", "55.00 →"]
 
 
 def test_results_go_on_after_a_line_that_was_cut_off(tmp_path: Path) -> None:
@@ -221,3 +234,46 @@ def test_results_of_other_answers_are_not_gone_on_with(tmp_path: Path) -> None:
     results.add(LINES[0])
     with pytest.raises(ValueError, match=r"other answers \(abc, here xyz\).*write another --results"):
         results.missing([BASE], "xyz")
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    """examples/studies/report.py, which is no package."""
+    path = Path(__file__).resolve().parents[2] / "examples" / "studies" / "report.py"
+    spec = importlib.util.spec_from_file_location("report_studies", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["report_studies"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_document_shows_what_is_in_the_results(report: ModuleType) -> None:
+    for path, content in report.into_docs(Results(report.RESULTS).lines()).items():
+        assert path.read_text(encoding="utf-8") == content, "run examples/studies/report.py"
+
+
+def test_no_path_of_a_machine_is_in_the_results(report: ModuleType) -> None:
+    lines = Results(report.RESULTS).lines()
+    assert len({line.answers for line in lines}) == 1
+    assert {key for line in lines for key in line.machine} <= {"cpu", "threads", "python", "torch", "transformers"}
+
+
+def test_a_report_of_own_results_stands_beside_them(report: ModuleType, tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    assert report.main(["--results", str(tmp_path)]) == 2, "nothing is there"
+    for each in LINES:
+        results.add(each)
+    assert report.main(["--results", str(tmp_path)]) == 0
+    shown = (tmp_path / "studies.md").read_text()
+    assert "![How many candidates?](./k.svg)" in shown
+    assert "| 8 | 1.250 |" in shown
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["k.svg", "tail.svg"], "one row alone is no study"
+
+
+def test_a_part_of_the_document_of_which_nothing_is_measured_is_said(report: ModuleType) -> None:
+    document = "<!-- study: k -->\nold\n<!-- end of study -->"
+    assert report.filled(document, {"k": "new"}) == "<!-- study: k -->\nnew\n<!-- end of study -->"
+    with pytest.raises(ValueError, match="a part for k"):
+        report.filled(document, {})

@@ -42,33 +42,36 @@ class Row:
 
 
 def rows_of(study: Study, lines: Iterable[Line]) -> list[Row]:
-    """The study's rows, in its order; those of which nothing is done are left out."""
+    """The study's rows, in its order, at the seeds that all of them have: means over other seeds are not comparable.
+
+    Rows of which nothing is done are left out.
+    """
     figures = {line.point: line.figures for line in lines}
-    seeds = sorted({point.seed for point in figures})
-    found = [
-        Row(
-            label,
-            point == BASE,
-            {seed: figures[at] for seed in seeds if (at := replace(point, seed=seed)) in figures},
-        )
-        for label, point in study.points
+    done = {
+        label: {point.seed for point in figures if replace(point, seed=at.seed) == at} for label, at in study.points
+    }
+    seeds = sorted(set.intersection(*(found for found in done.values() if found))) if any(done.values()) else []
+    return [
+        Row(label, at == BASE, {seed: figures[replace(at, seed=seed)] for seed in seeds})
+        for label, at in study.points
+        if done[label] and seeds
     ]
-    return [row for row in found if row.by_seed]
 
 
 def table(study: Study, rows: Sequence[Row]) -> str:
-    """Means over the seeds. "Against the base" is seed by seed: the mean of the differences, and the range of several.
+    """Means over the seeds. "Against the base" is the mean of the differences seed by seed, and the range of several.
 
     The lowest mean of a divergence and the highest of an agreement are bold.
     """
     base = next((row for row in rows if row.is_base), None)
-    heads = [study.varied, COLUMNS[0][1], "against the base", *(head for _, head, _ in COLUMNS[1:]), "seeds"]
+    heads = [study.varied, COLUMNS[0][1], "against the base", *(head for _, head, _ in COLUMNS[1:])]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for row in rows:
         first, *others = (_cell(row, rows, figure, digits) for figure, _, digits in COLUMNS)
-        cells = [row.label, first, _against(row, base), *others, str(len(row.by_seed))]
+        cells = [row.label, first, _against(row, base), *others]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    seeds = sorted(rows[0].by_seed) if rows else []
+    return "\n".join([*lines, "", f"{'Seed' if len(seeds) == 1 else 'Seeds'} {', '.join(map(str, seeds))}."])
 
 
 def spread(lines: Iterable[Line], figure: str = "forward_kl") -> float | None:
