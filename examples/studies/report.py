@@ -97,7 +97,7 @@ def part(study: Study, lines: list[Line], pictures: str) -> str:
 def setting(lines: list[Line]) -> str:
     """How many points there are, what they cost, where they ran, and what seeds alone do."""
     seeds = sorted({line.point.seed for line in lines})
-    machines = sorted({f"{line.machine['cpu']}, {line.machine['threads']} thread(s)" for line in lines})
+    machines = sorted({f"{line.machine['cpu']}, threads: {line.machine['threads']}" for line in lines})
     versions = sorted({f"torch {line.machine['torch']}, transformers {line.machine['transformers']}" for line in lines})
     hours = sum(line.cost["cpu_seconds"] for line in lines) / 3600
     sentences = [
