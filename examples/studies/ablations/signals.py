@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from kubedistill_trainer.store.shards import NO_LOGPROB, AnswerRow, Signal
+from kubedistill_trainer.core.floors import LOGPROB_FLOOR
+from kubedistill_trainer.store.shards import AnswerRow, Signal
 
 
 def cut(signal: Signal, k: int) -> Signal:
@@ -19,7 +20,7 @@ def cut(signal: Signal, k: int) -> Signal:
     if k >= signal.topk_ids_NK.shape[1]:
         return signal
     logprobs_NK = signal.topk_logprobs_NK.astype(np.float64)
-    logprobs_NK = np.where(signal.topk_ids_NK < 0, NO_LOGPROB, logprobs_NK)
+    logprobs_NK = np.where(signal.topk_ids_NK < 0, LOGPROB_FLOOR, logprobs_NK)
     tail_N = np.minimum(signal.tail_logprob_N.astype(np.float64), 0.0)
     with np.errstate(divide="ignore"):  # a tail of all the mass leaves the candidates none
         left_N = np.log(-np.expm1(tail_N))
@@ -31,7 +32,7 @@ def cut(signal: Signal, k: int) -> Signal:
         signal,
         topk_ids_NK=np.take_along_axis(signal.topk_ids_NK, kept_NK, axis=1),
         topk_logprobs_NK=np.take_along_axis(signal.topk_logprobs_NK, kept_NK, axis=1),
-        tail_logprob_N=np.maximum(_logsumexp(beyond_NK), NO_LOGPROB).astype(np.float32),
+        tail_logprob_N=np.maximum(_logsumexp(beyond_NK), LOGPROB_FLOOR).astype(np.float32),
     )
 
 
@@ -43,7 +44,7 @@ def with_k(row: AnswerRow, k: int) -> AnswerRow:
 
 
 def _logsumexp(values_NK: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    peak_N1 = np.maximum(values_NK.max(axis=1, keepdims=True), NO_LOGPROB)
+    peak_N1 = np.maximum(values_NK.max(axis=1, keepdims=True), LOGPROB_FLOOR)
     total_N: npt.NDArray[np.float64] = np.exp(values_NK - peak_N1).sum(axis=1)
     with np.errstate(divide="ignore"):
         summed_N: npt.NDArray[np.float64] = np.log(total_N) + peak_N1[:, 0]
