@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablations.plots import plot
-from ablations.points import STUDIES, Study
+from ablations.points import RENORMALISED, STUDIES, Study
 from ablations.results import Line, Results
 from ablations.tables import COLUMNS, paired_spread, rows_of, spread, table
 
@@ -104,12 +104,12 @@ def setting(lines: list[Line]) -> str:
         f"{len(lines)} trainings with seeds {', '.join(map(str, seeds))}, {hours:.1f} CPU hours of training in all "
         f"({'; '.join(machines)}; {'; '.join(versions)})."
     ]
-    alone, paired = spread(lines), paired_spread(lines)
+    sound = [line for line in lines if line.point.tail != RENORMALISED]  # those end anywhere
+    alone, paired = spread(sound), paired_spread(sound)
     if alone is not None:
-        sentences.append(f"The standard deviation of the KL between seeds of one point is {alone:.3f}")
-        sentences[-1] += (
-            "." if paired is None else f", that of the difference from the base at the same seed {paired:.3f}."
-        )
+        of_gaps = "" if paired is None else f", of the difference from the base at the same seed {paired:.3f}"
+        sentences.append(f"The standard deviation of the KL between seeds of one point is {alone:.3f}{of_gaps}")
+        sentences[-1] += " (the renormalised loss left out)."
     return " ".join(sentences)
 
 
