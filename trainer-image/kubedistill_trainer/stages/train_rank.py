@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from kubedistill_trainer.core import attention
 from kubedistill_trainer.core.batching import Example, MicroBatch, pack, pad, split
 from kubedistill_trainer.core.losses import loss_of
 from kubedistill_trainer.core.losses.hidden_states import layer_pairs
+from kubedistill_trainer.core.rate import Rate
 from kubedistill_trainer.core.signals import LossSum
 from kubedistill_trainer.distiller import Distiller, plain
 from kubedistill_trainer.engine import Engine, Place, together, weights_dtype
@@ -38,9 +37,6 @@ from kubedistill_trainer.store.loss_logs import LossLog
 from kubedistill_trainer.store.workspace import Workspace
 from kubedistill_trainer.students import fitting, load_start, with_adapter
 from kubedistill_trainer.table import Letters
-
-RATE_STEPS = 20
-"""Tokens a second are those of the last so many steps."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class _Training:
             self._helper = self._keeper = Keeper(self._checkpoints, self._losses, place, keep, letters)
         elif letters is not None:
             self._helper = Courier(self._checkpoints, place, letters)
-        self._rate = _Rate()
+        self._rate = Rate()
 
     def go(self) -> Outcome:
         """Train to the end.
@@ -239,29 +235,6 @@ class _Training:
                 message,
             )
         )
-
-
-class _Rate:
-    """Tokens a second."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._tokens = 0
-        self._recent: deque[tuple[float, int]] = deque([(self._started, 0)], maxlen=RATE_STEPS + 1)
-
-    def add(self, tokens: int) -> None:
-        self._tokens += tokens
-        self._recent.append((time.monotonic(), self._tokens))
-
-    @property
-    def recent(self) -> float:
-        (start, before), (end, after) = self._recent[0], self._recent[-1]
-        return (after - before) / (end - start) if end > start else 0.0
-
-    @property
-    def overall(self) -> float:
-        end, tokens = self._recent[-1]
-        return tokens / (end - self._started) if end > self._started else 0.0
 
 
 def _place(rank: int, run: TrainRun) -> Place:
