@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,10 @@ from kubedistill_operator.handlers.installation import (
 )
 from kubedistill_operator.handlers.operator import Operator
 
+EXIT_FAILURE = 1
 EXIT_CONFIGURATION = 64
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _run(installation: Installation) -> int:
-    return await Operator(installation).run()
+    try:
+        return await Operator(installation).run()
+    except Exception:
+        log.exception("the operator ends, and begins anew where somebody starts it again")
+        logging.shutdown()
+        # What was ours has ended. When one of kopf's watchers fails, the others take a cancellation for a pause and go
+        # on, and the end of the event loop would wait for them for ever.
+        os._exit(EXIT_FAILURE)
 
 
 def configure_logging(level: str) -> None:

@@ -223,6 +223,26 @@ def test_a_job_without_pods_waits_for_them_until_it_has_ended() -> None:
     assert not reading.waits_for_pods(a_job({"conditions": [condition("Complete")]}), [])
 
 
+ENDS = {
+    "it goes on": ({}, ["Running"], False),
+    "complete, and all pods say so": ({"conditions": [condition("Complete")]}, ["Succeeded", "Succeeded"], False),
+    "complete, and one pod is behind": ({"conditions": [condition("Complete")]}, ["Succeeded", "Running"], True),
+    "complete, and no pod is known": ({"conditions": [condition("Complete")]}, [], True),
+    "failed, and a pod says so": ({"conditions": [condition("Failed")]}, ["Running", "Failed"], False),
+    "failed, and no pod does": ({"conditions": [condition("Failed")]}, ["Running"], True),
+}
+
+
+@pytest.mark.parametrize(("status", "phases", "expected"), ENDS.values(), ids=ENDS.keys())
+def test_a_job_that_ended_has_pods_that_say_how_or_they_are_asked_for(
+    status: dict[str, Any], phases: list[str], expected: bool
+) -> None:
+    owners = [{"uid": "job-uid", "controller": True}]
+    pods = [a_pod({"phase": phase}, ownerReferences=owners) for phase in phases]
+    pods.append(a_pod({"phase": "Failed"}, ownerReferences=[{"uid": "another", "controller": True}]))
+    assert reading.lacks_ends(a_job(status, completions=2), pods) is expected
+
+
 def test_of_several_events_the_newest_speaks() -> None:
     """A controller that repeats itself updates `series`, or, through the old API, `deprecatedLastTimestamp`."""
     events = [

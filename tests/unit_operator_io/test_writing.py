@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
 from kubedistill_api.job import DistillationJob
+from kubedistill_api.status import Status
 from kubedistill_operator.cluster.api import APPLY_PATCH, Api
 from kubedistill_operator.cluster.kinds import Raw, path
 from kubedistill_operator.cluster.kubernetes import KubernetesCluster
@@ -37,12 +38,36 @@ class ApiServer:
 
     objects: dict[str, Raw] = field(default_factory=dict)
     patches: list[tuple[str, Any]] = field(default_factory=list)
+    refusals: list[web.Response] = field(default_factory=list)
+    """Answers to the next writes, before any is heard."""
+    posted: list[Any] = field(default_factory=list)
 
     async def get(self, request: web.Request) -> web.Response:
-        found = self.objects.get(request.path)
+        if request.path.endswith("/pods"):
+            pods = [raw for where, raw in self.objects.items() if where.startswith(f"{request.path}/")]
+            return web.json_response({"items": pods})
+        found = self.objects.get(request.path.removesuffix("/status"))
         return web.json_response(found) if found else _status(404, "NotFound", "not found")
 
+    async def post(self, request: web.Request) -> web.Response:
+        if self.refusals:
+            return self.refusals.pop()
+        self.posted.append(json.loads(await request.text()))
+        return web.json_response(self.posted[-1])
+
+    async def status(self, request: web.Request) -> web.Response:
+        """A JSON patch of the status, whose answer may be lost after it was committed."""
+        version, status = (part["value"] for part in json.loads(await request.text()))
+        raw = self.objects[request.path.removesuffix("/status")]
+        if raw["metadata"]["resourceVersion"] != version:
+            return _status(409, "Conflict", "the object has been modified")
+        raw["metadata"]["resourceVersion"] = str(int(version) + 1)
+        raw["status"] = status
+        return self.refusals.pop() if self.refusals else web.json_response(raw)
+
     async def patch(self, request: web.Request) -> web.Response:
+        if request.path.endswith("/status"):
+            return await self.status(request)
         body = json.loads(await request.text())
         self.patches.append((request.path, body))
         before = self.objects.get(request.path)
@@ -66,8 +91,13 @@ def _status(code: int, reason: str, message: str) -> web.Response:
     return web.json_response({"kind": "Status", "code": code, "reason": reason, "message": message}, status=code)
 
 
-class NoCaches:
-    """Nothing was watched: these tests only write."""
+@dataclass
+class Caches:
+    """What was watched: nothing, where a test only writes."""
+
+    known: dict[str, dict[str, Raw]] = field(default_factory=dict)
+    """By kind and uid."""
+    gone: list[str] = field(default_factory=list)
 
     def job(self, namespace: str, name: str) -> Raw | None:
         return None
@@ -76,7 +106,13 @@ class NoCaches:
         return ()
 
     def children(self, kind: str, job_uid: str) -> Iterable[Raw]:
-        return ()
+        return list(self.known.get(kind, {}).values())
+
+    def correct(self, kind: str, uid: str, raw: Raw | None) -> None:
+        if raw is None:
+            self.gone.append(uid)
+        else:
+            self.known.setdefault(kind, {})[uid] = raw
 
 
 @pytest.fixture
@@ -86,15 +122,22 @@ def server() -> ApiServer:
 
 
 @pytest.fixture
-async def cluster(server: ApiServer) -> AsyncIterator[KubernetesCluster]:
+def caches() -> Caches:
+    """The copies."""
+    return Caches()
+
+
+@pytest.fixture
+async def cluster(server: ApiServer, caches: Caches) -> AsyncIterator[KubernetesCluster]:
     """The operator's side of the seam, connected to it over HTTP."""
     app = web.Application()
     app.router.add_get("/{path:.*}", server.get)
     app.router.add_patch("/{path:.*}", server.patch)
+    app.router.add_post("/{path:.*}", server.post)
     async with TestServer(app) as listening, aiohttp.ClientSession() as http:
         client = ApiClient(Configuration(host=str(listening.make_url("")).rstrip("/")))
         try:
-            yield KubernetesCluster(Api(client), NoCaches(), http, progress_seconds=15)
+            yield KubernetesCluster(Api(client), caches, http, progress_seconds=15)
         finally:
             await client.close()
 
@@ -138,3 +181,100 @@ async def test_a_lease_that_was_decided_by_an_older_copy_of_the_job_is_refused(
     with pytest.raises(ConflictError):
         await cluster.lease(JOB, replace(lease("7"), seconds=60))
     assert server.objects[where]["spec"] == given
+
+
+DJ = path("DistillationJob", "team", "small")
+
+
+def recorded(version: str = "7") -> Raw:
+    return {
+        "metadata": {"name": "small", "namespace": "team", "uid": "uid-1", "resourceVersion": version},
+        "spec": SPEC,
+    }
+
+
+def read_at(version: str, **status: Any) -> DistillationJob:
+    metadata = JOB.metadata.model_copy(update={"resource_version": version})
+    return JOB.model_copy(update={"metadata": metadata, "status": Status.model_validate(status)})
+
+
+PREPARING = Status.model_validate({"phase": "Preparing"})
+
+
+async def test_a_status_whose_answer_was_lost_after_the_commit_was_written(
+    server: ApiServer, cluster: KubernetesCluster
+) -> None:
+    server.objects[DJ] = recorded()
+    server.refusals = [_status(504, "Timeout", "too late")]
+    await cluster.write_status(read_at("7"), PREPARING)
+    assert server.objects[DJ]["status"]["phase"] == "Preparing"
+
+
+async def test_a_status_that_was_decided_by_an_older_copy_is_refused(
+    server: ApiServer, cluster: KubernetesCluster
+) -> None:
+    server.objects[DJ] = recorded("8")
+    with pytest.raises(ConflictError):
+        await cluster.write_status(read_at("7"), PREPARING)
+    assert "status" not in server.objects[DJ]
+
+
+def stage() -> Manifest:
+    return {**run_file(""), "apiVersion": "batch/v1", "kind": "Job", "data": {}}
+
+
+def teacher() -> Manifest:
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "small-generate-1", "uid": "uid-2", "controller": True}
+    metadata = {"name": "small-teacher-1", "namespace": "team", "ownerReferences": [owner]}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata}
+
+
+ORPHANS = {
+    "a Job whose DistillationJob is gone": (stage(), {}, "uid-1"),
+    "a Job whose DistillationJob is another of its name": (stage(), {DJ: "uid-9"}, "uid-1"),
+    "a teacher whose Job is gone": (teacher(), {DJ: "uid-1"}, "uid-2"),
+}
+
+
+@pytest.mark.parametrize(("manifest", "there", "gone"), ORPHANS.values(), ids=ORPHANS.keys())
+async def test_nothing_that_holds_gpus_is_made_for_an_owner_that_is_gone(
+    server: ApiServer,
+    caches: Caches,
+    cluster: KubernetesCluster,
+    manifest: Manifest,
+    there: dict[str, str],
+    gone: str,
+) -> None:
+    server.objects = {where: {"metadata": {"uid": uid}} for where, uid in there.items()}
+    with pytest.raises(ConflictError, match="is gone"):
+        await cluster.apply(JOB, manifest)
+    assert server.patches == []
+    assert caches.gone == [gone]
+
+
+async def test_a_job_is_made_for_one_that_is_there(server: ApiServer, cluster: KubernetesCluster) -> None:
+    server.objects[DJ] = recorded()
+    await cluster.apply(JOB, stage())
+    assert path("Job", "team", "small-prepare-1") in server.objects
+
+
+async def test_how_a_job_ended_is_asked_for_where_the_watch_of_its_pods_is_behind(
+    server: ApiServer, caches: Caches, cluster: KubernetesCluster
+) -> None:
+    labels = {"kubedistill.io/job-uid": "uid-1", "kubedistill.io/stage": "Prepare", "kubedistill.io/attempt": "1"}
+    done = {"conditions": [{"type": "Complete", "status": "True"}]}
+    job = {"metadata": {"name": "small-prepare-1", "uid": "uid-2", "labels": labels}, "spec": {}, "status": done}
+    owners = [{"uid": "uid-2", "controller": True}]
+    metadata = {"name": "p", "namespace": "team", "uid": "uid-3", "ownerReferences": owners, "labels": labels}
+    caches.known = {"Job": {"uid-2": job}, "Pod": {"uid-3": {"metadata": metadata, "status": {"phase": "Running"}}}}
+    server.objects[path("Pod", "team", "p")] = {"metadata": metadata, "status": {"phase": "Succeeded"}}
+    seen = await cluster.observe(JOB)
+    assert [pod.phase for pod in seen.jobs[0].pods] == ["Succeeded"]
+
+
+async def test_an_event_is_told_though_the_server_was_in_conflict_with_itself(
+    server: ApiServer, cluster: KubernetesCluster
+) -> None:
+    server.refusals = [_status(409, "Conflict", "resourcequotas: the object has been modified")]
+    await cluster.post_event({"metadata": {"namespace": "team", "name": "e"}})
+    assert len(server.posted) == 1

@@ -47,7 +47,7 @@ class Api:
         return await self._tried("GET", path, query, accept=accept)
 
     async def post(self, path: str, body: Any) -> Any:
-        """Create."""
+        """Create. It has read nothing that could have changed: a conflict is the server's own, as of a quota."""
         return await self._written("POST", path, _MANAGED, body)
 
     async def patch(self, path: str, body: Any, content_type: str, query: Query = ()) -> Any:
@@ -84,7 +84,7 @@ class Api:
             else:
                 if answer.status < 300:
                     return answer.value
-                if not answer.worth_another_try:
+                if not answer.worth_another_try and not (method == "POST" and answer.is_conflict):
                     raise answer.error()
                 problem = f"{answer.status} {answer.text[:200]}"
                 wait = None if pause is None else max(pause, min(answer.retry_after, LONGEST_PAUSE_SECONDS))
@@ -125,16 +125,24 @@ class _Answer:
     def retry_after(self) -> float:
         return retry_after_seconds(self) or 0.0
 
+    @property
+    def is_conflict(self) -> bool:
+        """AlreadyExists is a 409 too, but no change since a reading."""
+        return self.status == 409 and self._details()[0] == "Conflict"
+
     def error(self) -> Exception:
-        try:
-            details = json.loads(self.text)
-            reason, message = details.get("reason", ""), details.get("message", "")
-        except (ValueError, AttributeError):
-            reason, message = "", self.text[:500]
-        # AlreadyExists is a 409 too, but no change since a reading.
-        if self.status == 409 and reason == "Conflict":
+        reason, message = self._details()
+        if self.is_conflict:
             return ConflictError(message)
         return RefusedError(self.status, reason or "Unknown", message)
+
+    def _details(self) -> tuple[str, str]:
+        """The server's reason and message."""
+        try:
+            details = json.loads(self.text)
+            return details.get("reason", ""), details.get("message", "")
+        except (ValueError, AttributeError):
+            return "", self.text[:500]
 
 
 _MANAGED = (("fieldManager", FIELD_MANAGER),)

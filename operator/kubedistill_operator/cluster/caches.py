@@ -25,3 +25,7 @@ class Caches(Protocol):
     def children(self, kind: str, job_uid: str) -> Iterable[Raw]:
         """The children of one kind (of `WATCHED`) that carry the uid of this DistillationJob."""
         ...
+
+    def correct(self, kind: str, uid: str, raw: Raw | None) -> None:
+        """The object was read so, which a watch may have missed; None: it was not there."""
+        ...

@@ -15,10 +15,16 @@ from pydantic import BaseModel, ValidationError
 
 from kubedistill_api.base import KIND
 from kubedistill_api.documents import schema_problems
-from kubedistill_api.identity import ANNOTATION_STARTED, LABEL_JOB_UID
+from kubedistill_api.identity import (
+    ANNOTATION_STARTED,
+    LABEL_ATTEMPT,
+    LABEL_JOB_UID,
+    LABEL_STAGE,
+    LABEL_TEACHER,
+)
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.rules import Problem
-from kubedistill_api.status import StageState, Status
+from kubedistill_api.status import StageState, StageStatus, Status
 from kubedistill_operator.cluster.api import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, Api
 from kubedistill_operator.cluster.caches import Caches
 from kubedistill_operator.cluster.errors import ChildRefusedError, ClusterError, ForeignObjectError, RefusedError
@@ -26,6 +32,7 @@ from kubedistill_operator.cluster.kinds import Raw, controller_uid, labels, path
 from kubedistill_operator.cluster.probes import ProgressProbe, TeacherProbe
 from kubedistill_operator.cluster.reading import (
     is_active,
+    lacks_ends,
     last_note,
     read_job,
     read_teacher,
@@ -37,11 +44,14 @@ from kubedistill_operator.core.ports import ConflictError
 from kubedistill_operator.core.seen import Refusal, Seen, SeenJob, SeenTeacher
 from kubedistill_operator.core.times import rfc3339, since
 
+CONTROLLER_LABEL = "batch.kubernetes.io/controller-uid"
+"""On the pods of a Job, by the Job controller."""
 LOG_LINES = 20
 LOG_BYTES = 4096
 YOUNG = timedelta(seconds=4)
 """So long the Job controller may take to make pods before we ask why there are none."""
 LIVE_STATES = frozenset({StageState.WAITING, StageState.RUNNING})
+OPEN_STATES = LIVE_STATES | {StageState.PENDING}
 
 
 class UnreadableJobError(Exception):
@@ -104,9 +114,9 @@ class KubernetesCluster:
     async def observe(self, job: DistillationJob) -> Seen:
         """Every child that carries the job's uid, the progress of running pods, the last words of failed ones."""
         uid, namespace = job.metadata.uid, job.metadata.namespace
+        await self._find_overlooked(job)
         pods = list(self._caches.children("Pod", uid))
-        raw_jobs = [*self._caches.children("Job", uid)]
-        raw_jobs += await self._overlooked(job, {raw["metadata"]["name"] for raw in raw_jobs})
+        raw_jobs = list(self._caches.children("Job", uid))
         reports = await self._progress.pull(uid, [pod for pod in pods if is_active(pod) and _is_of_any(raw_jobs, pod)])
         tails = await self._log_tails(pods)
         jobs = [
@@ -155,6 +165,8 @@ class KubernetesCluster:
                 # the operator would write differently, it would be refused for ever. What an attempt was told stands.
                 return
             manifest = {**manifest, "metadata": {**metadata, "uid": existing["metadata"]["uid"]}}
+        elif kind in ("Job", "Deployment"):
+            await self._check_owner(namespace, manifest)
         await self._api.patch(where, manifest, APPLY_PATCH, query=(("force", "true"),))
 
     async def lease(self, job: DistillationJob, lease: Lease) -> None:
@@ -204,14 +216,23 @@ class KubernetesCluster:
 
     async def write_raw_status(self, namespace: str, name: str, resource_version: str, status: Status) -> None:
         """As `write_status`, for an object that the models cannot read."""
+        wanted = plain_status(status)
         body = [
             # The API server compares a resourceVersion that a patch sets with the one that is there.
             {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
-            {"op": "add", "path": "/status", "value": plain_status(status)},
+            {"op": "add", "path": "/status", "value": wanted},
         ]
         where = path(KIND, namespace, name, "status")
         try:
             self._written[namespace, name] = await self._api.patch(where, body, JSON_PATCH)
+        except ConflictError:
+            # Either our copy is old, or a first try was committed and its answer lost.
+            now = await self._read(path(KIND, namespace, name))
+            if now is None:
+                raise
+            self._written[namespace, name] = now
+            if now.get("status") != wanted:
+                raise
         except RefusedError as error:
             if error.status != 404:
                 raise
@@ -250,11 +271,21 @@ class KubernetesCluster:
             return None
         return raw
 
-    async def _overlooked(self, job: DistillationJob, known: set[str]) -> list[Raw]:
-        """Jobs that the status says are there and the watch has not brought: absence is confirmed by asking."""
-        names = {stage.job for stage in job.status.stages if stage.job and stage.state in LIVE_STATES} - known
-        found = await asyncio.gather(*(self._read(path("Job", job.metadata.namespace, n)) for n in sorted(names)))
-        return [raw for raw in found if raw is not None and labels(raw).get(LABEL_JOB_UID) == job.metadata.uid]
+    async def _find_overlooked(self, job: DistillationJob) -> None:
+        """Jobs that the status says are there, and pods that say how they ended: absence is confirmed by asking."""
+        uid, namespace = job.metadata.uid, job.metadata.namespace
+        recorded = {stage.job for stage in job.status.stages if stage.job and stage.state in LIVE_STATES}
+        known = {raw["metadata"]["name"] for raw in self._caches.children("Job", uid)}
+        found = await asyncio.gather(*(self._read(path("Job", namespace, n)) for n in sorted(recorded - known)))
+        for raw in found:
+            if raw is not None and labels(raw).get(LABEL_JOB_UID) == uid:
+                self._caches.correct("Job", raw["metadata"]["uid"], raw)
+        pods = list(self._caches.children("Pod", uid))
+        for raw in list(self._caches.children("Job", uid)):
+            if _is_open(job.status, raw) and lacks_ends(raw, pods):
+                query = [("labelSelector", f"{CONTROLLER_LABEL}={raw['metadata']['uid']}")]
+                for pod in (await self._api.get(path("Pod", namespace), query)).get("items") or []:
+                    self._caches.correct("Pod", pod["metadata"]["uid"], pod)
 
     async def _log_tails(self, pods: Iterable[Raw]) -> dict[str, str]:
         """The last lines of each failed pod's log, read once, by the pod's uid."""
@@ -325,6 +356,21 @@ class KubernetesCluster:
 
     # Ownership
 
+    async def _check_owner(self, namespace: str, manifest: Manifest) -> None:
+        """A watch may have missed the end of an owner, whose children the garbage collector removes as we make them.
+
+        Raises:
+            ConflictError: the owner is gone, or will be.
+        """
+        owner = next(owner for owner in manifest["metadata"]["ownerReferences"] if owner.get("controller"))
+        kind, name, uid = owner["kind"], owner["name"], owner["uid"]
+        now = await self._read(path(kind, namespace, name))
+        if now is None or now["metadata"]["uid"] != uid:
+            self._caches.correct(kind, uid, None)
+            raise ConflictError(f"{kind} {name} is gone")
+        if "deletionTimestamp" in now["metadata"]:
+            raise ConflictError(f"{kind} {name} is being deleted")
+
     def _check_ownership(self, job: DistillationJob, manifest: Manifest, existing: Raw) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         owner, wanted = controller_uid(existing), controller_uid(manifest)
@@ -365,6 +411,18 @@ def _plain(value: Any) -> Any:
 
 def _is_empty(value: Any) -> bool:
     return value is None or value in ("", [], {})
+
+
+def _is_open(status: Status, job: Raw) -> bool:
+    """Whether what becomes of this Job is not recorded yet."""
+    found = labels(job)
+    name = ":".join(part for part in (found.get(LABEL_STAGE), found.get(LABEL_TEACHER)) if part)
+    stage = status.stage(name) or StageStatus(name=name)
+    return (
+        stage.state in OPEN_STATES
+        and found.get(LABEL_ATTEMPT, "").isdecimal()
+        and (int(found[LABEL_ATTEMPT]) >= stage.attempt)
+    )
 
 
 def _present(found: Iterable[Any]) -> list[Any]:

@@ -156,6 +156,18 @@ def waits_for_pods(raw: Raw, pods: Iterable[Raw]) -> bool:
     return wants and there < raw.get("spec", {}).get("parallelism", 1)
 
 
+def lacks_ends(raw: Raw, pods: Iterable[Raw]) -> bool:
+    """Whether a Job has ended and these pods do not say how: two watches, and the pods' may be behind the Jobs'."""
+    mine = [pod for pod in pods if controller_uid(pod) == raw["metadata"]["uid"]]
+    phases = [pod.get("status", {}).get("phase") for pod in mine]
+    match _job_state(raw):
+        case JobState.SUCCEEDED:
+            return phases.count("Succeeded") < (raw["spec"].get("completions") or 1)
+        case JobState.FAILED:
+            return "Failed" not in phases
+    return False
+
+
 def last_note(events: Iterable[Raw]) -> str:
     """The sentence of the newest of these Events."""
 

@@ -43,6 +43,7 @@ KUBEDISTILL_LEADER_ELECTION            true or false
 KUBEDISTILL_LEASE_NAMESPACE            where the Lease is; default: the pod's own namespace
 KUBEDISTILL_LEASE_SECONDS              a leader that does not renew for so long is replaced
 KUBEDISTILL_PORT                       of /healthz, /readyz and /metrics
+KUBEDISTILL_AUDIT_SECONDS              what the watches brought is compared with the API server this often
 KUBEDISTILL_WORKERS                    passes at the same time
 KUBEDISTILL_METRICS_JOBS               at most so many jobs have metrics of their own
 KUBEDISTILL_LOG_LEVEL                  DEBUG, INFO, WARNING or ERROR
@@ -77,6 +78,8 @@ class Installation:
     lease: Lease = Lease()
     port: int = 8080
     """0: any free one."""
+    audit_seconds: int = 60
+    """What the watches brought is compared with the API server this often."""
     workers: int = 8
     metrics_jobs: int = 1000
     log_level: str = "INFO"
@@ -106,6 +109,7 @@ def read_installation(environment: Mapping[str, str] = os.environ) -> Installati
             seconds=_number(given, "LEASE_SECONDS", Lease.seconds),
         ),
         port=_number(given, "PORT", Installation.port),
+        audit_seconds=_number(given, "AUDIT_SECONDS", Installation.audit_seconds),
         workers=_number(given, "WORKERS", Installation.workers),
         metrics_jobs=_number(given, "METRICS_JOBS", Installation.metrics_jobs),
         log_level=given.get("LOG_LEVEL", Installation.log_level).upper(),

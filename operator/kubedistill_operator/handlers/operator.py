@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import aiohttp
-import kopf
 from kubernetes.aio.client import Configuration
 from prometheus_client import CollectorRegistry
 
@@ -28,6 +27,7 @@ from kubedistill_operator.handlers.leadership import Fence, lead
 from kubedistill_operator.handlers.passes import Key, Reconciler
 from kubedistill_operator.handlers.triggers import IndexCaches, registry
 from kubedistill_operator.handlers.watchdog import TOLERATED_SECONDS, Watchdog
+from kubedistill_operator.handlers.watches import watch
 from kubedistill_operator.handlers.workqueue import WorkQueue
 from kubedistill_operator.telemetry.events import event, notes
 from kubedistill_operator.telemetry.jobs import JobCollector
@@ -102,18 +102,15 @@ class Operator:
                 self._queue, cluster, self._installation.settings, partial(self._tell, cluster), self._meter
             )
             self._watchdog = Watchdog(
-                api, self._caches, self._installation.namespaces, self._queue.add, self._loop.time
+                api, self._caches, self._installation.namespaces, self._queue.add, self._installation.audit_seconds
             )
             self._leading = True
-            watches = kopf.operator(
-                registry=registry(self._caches, self._queue.add, configuration, cluster.forget),
-                clusterwide=not self._installation.namespaces,
-                namespaces=self._installation.namespaces,
-                standalone=True,
-                # Its own way of naming itself asks for the user's name, and ours has none.
-                identity=self._installation.lease.identity,
-                stop_flag=self._stop,
-                ready_flag=self._watching,
+            watches = watch(
+                registry(self._caches, self._queue.add, configuration, cluster.forget),
+                self._installation.namespaces,
+                self._installation.lease.identity,
+                stop=self._stop,
+                ready=self._watching,
             )
             await self._until_first_ends(
                 watches, self._watchdog.run(), *(self._reconciler.work() for _ in range(self._installation.workers))

@@ -14,8 +14,10 @@ from kubernetes.aio.client import Configuration
 
 from kubedistill_api.base import GROUP, KIND, PLURAL, VERSION
 from kubedistill_api.identity import LABEL_JOB, LABEL_JOB_UID
-from kubedistill_operator.cluster.kinds import Raw, labels
+from kubedistill_operator.cluster.corrections import Corrections
+from kubedistill_operator.cluster.kinds import Raw, labels, version
 from kubedistill_operator.handlers.passes import Key
+from kubedistill_operator.handlers.watches import session
 
 CHILDREN: Mapping[str, tuple[str, str, str]] = {
     "Job": ("batch", "v1", "jobs"),
@@ -29,10 +31,11 @@ JOBS_INDEX = "distillation_jobs"
 
 
 class IndexCaches:
-    """`cluster.caches.Caches` on kopf's indices."""
+    """`cluster.caches.Caches` on kopf's indices, corrected by what an audit found that they lack."""
 
     def __init__(self) -> None:
         self._indices: Mapping[str, Mapping[Any, Iterable[Raw]]] = {}
+        self._corrections = Corrections()
 
     def bind(self, indices: Mapping[str, Mapping[Any, Iterable[Raw]]]) -> None:
         """Read from these, by the index's name."""
@@ -40,22 +43,48 @@ class IndexCaches:
 
     def job(self, namespace: str, name: str) -> Raw | None:
         """The DistillationJob, or None where there is none."""
-        return next(iter(self._of(JOBS_INDEX, (namespace, name))), None)
+
+        def is_it(raw: Raw) -> bool:
+            return bool(raw["metadata"]["namespace"] == namespace and raw["metadata"]["name"] == name)
+
+        found = self._corrections.applied(KIND, self._of(JOBS_INDEX, (namespace, name)), is_it)
+        # Two where the end of the first, of the same name, was missed.
+        return max(found, key=version, default=None)
 
     def jobs(self) -> Iterable[Raw]:
         """All DistillationJobs."""
-        index = self._indices.get(JOBS_INDEX, {})
-        return [raw for key in list(index) for raw in index[key]]
+        return self.known(KIND).values()
 
     def children(self, kind: str, job_uid: str) -> Iterable[Raw]:
         """The children of one kind that carry the uid of this DistillationJob."""
-        return list(self._of(kind, job_uid))
+        return self._corrections.applied(
+            kind, self._of(kind, job_uid), lambda raw: labels(raw).get(LABEL_JOB_UID) == job_uid
+        )
 
-    def versions(self, kind: str) -> dict[str, str]:
-        """The resourceVersion of every copy of one kind, by uid."""
+    def versions(self, kind: str) -> dict[str, int]:
+        """The resourceVersion of every copy of one kind that the watches brought, by uid."""
+        return {raw["metadata"]["uid"]: version(raw) for raw in self._all(kind)}
+
+    def known(self, kind: str) -> dict[str, Raw]:
+        """Every object of one kind, by uid, corrected."""
+        found = self._corrections.applied(kind, self._all(kind), lambda raw: True)
+        return {raw["metadata"]["uid"]: raw for raw in found}
+
+    def correct(self, kind: str, uid: str, raw: Raw | None) -> None:
+        """The object was read so; None: it was not there."""
+        self._corrections.note(kind, uid, raw)
+
+    def ended(self, kind: str, uid: str) -> None:
+        """A watch has told of the object's end."""
+        self._corrections.forget(kind, uid)
+
+    def settle(self, kind: str) -> None:
+        """Drop corrections that are needed no more."""
+        self._corrections.settle(kind, self.versions(kind))
+
+    def _all(self, kind: str) -> list[Raw]:
         index = self._indices.get(JOBS_INDEX if kind == KIND else kind, {})
-        found = [raw["metadata"] for key in list(index) for raw in index[key]]
-        return {metadata["uid"]: metadata["resourceVersion"] for metadata in found}
+        return [raw for key in list(index) for raw in index[key]]
 
     def _of(self, index: str, key: Any) -> Iterable[Raw]:
         return self._indices.get(index, {}).get(key, ())
@@ -71,14 +100,15 @@ def registry(
         _configure(settings)
         caches.bind({name: indices[name] for name in (JOBS_INDEX, *CHILDREN)})
 
-    async def login(**_: Any) -> kopf.ConnectionInfo:
-        return await connection_info(configuration)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        return await session(configuration)
 
     def index_job(body: kopf.Body, namespace: str, name: str, **_: Any) -> dict[tuple[str, str], Raw]:
         return {(namespace, name): dict(body)}
 
     def job_changed(event: Mapping[str, Any], namespace: str, name: str, uid: str, **_: Any) -> None:
         if event["type"] == "DELETED":
+            caches.ended(KIND, uid)
             forget(uid)
         enqueue(Key(namespace, name))
 
@@ -86,7 +116,10 @@ def registry(
         raw = dict(body)
         return {labels(raw)[LABEL_JOB_UID]: raw}
 
-    def child_changed(body: kopf.Body, namespace: str, **_: Any) -> None:
+    def child_changed(event: Mapping[str, Any], body: kopf.Body, namespace: str, uid: str, **_: Any) -> None:
+        if event["type"] == "DELETED":
+            for kind in CHILDREN:
+                caches.ended(kind, uid)
         if name := labels(dict(body)).get(LABEL_JOB):
             enqueue(Key(namespace, name))
 
@@ -109,22 +142,9 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
-    # kopf gives up on a request after its backoffs; a watch then starts over.
+    # kopf gives up on a request after its backoffs; a watch then starts over (see `watches`).
     settings.networking.error_backoffs = [0.5, 1, 2, 4, 8]
     settings.networking.request_timeout = 60
     settings.queueing.idle_timeout = 1
-    for group, version, plural in CHILDREN.values():
-        settings.watching.label_selectors[group, version, plural] = LABEL_JOB_UID
-
-
-async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
-    """The client's credentials in kopf's form; a service account's token as it is now."""
-    header = await configuration.get_api_key_with_prefix("BearerToken")
-    return kopf.ConnectionInfo(
-        server=configuration.host,
-        ca_path=configuration.ssl_ca_cert,
-        insecure=not configuration.verify_ssl,
-        token=header.split(" ", 1)[-1] if header else None,
-        certificate_path=configuration.cert_file,
-        private_key_path=configuration.key_file,
-    )
+    for resource in CHILDREN.values():
+        settings.watching.label_selectors[resource] = LABEL_JOB_UID
