@@ -42,6 +42,8 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
     [
         ("KUBEDISTILL_STAGE_TTL_SECONDS", "soon"),
         ("KUBEDISTILL_WORKERS", "-1"),
+        ("KUBEDISTILL_AUDIT_SECONDS", "0"),
+        ("KUBEDISTILL_AUDIT_SECONDS", "600"),
         ("KUBEDISTILL_LEADER_ELECTION", "maybe"),
     ],
 )

@@ -228,7 +228,8 @@ ENDS = {
     "complete, and all pods say so": ({"conditions": [condition("Complete")]}, ["Succeeded", "Succeeded"], False),
     "complete, and one pod is behind": ({"conditions": [condition("Complete")]}, ["Succeeded", "Running"], True),
     "complete, and no pod is known": ({"conditions": [condition("Complete")]}, [], True),
-    "failed, and a pod says so": ({"conditions": [condition("Failed")]}, ["Running", "Failed"], False),
+    "failed, and all pods say how": ({"conditions": [condition("Failed")]}, ["Failed", "Failed"], False),
+    "failed, and one pod is behind": ({"conditions": [condition("Failed")]}, ["Running", "Failed"], True),
     "failed, and no pod does": ({"conditions": [condition("Failed")]}, ["Running"], True),
 }
 

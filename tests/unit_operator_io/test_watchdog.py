@@ -95,6 +95,7 @@ async def test_what_the_watches_missed_is_read_corrected_and_queued(api: tuple[A
     server.jobs = {"same": a_job("same", 3), "old": a_job("old", 9), "new": a_job("new", 8)}
     caches = IndexCaches()
     caches.bind({"Job": index})
+    caches.full = True
     queued: list[Key] = []
     watchdog = Watchdog(client, caches, ["team"], queued.append, 60, clock=lambda: 0)
     await watchdog.audit("Job")
@@ -104,6 +105,30 @@ async def test_what_the_watches_missed_is_read_corrected_and_queued(api: tuple[A
     queued.clear()
     await watchdog.audit("Job")
     assert queued == [], "what was corrected is not news"
+
+
+async def test_a_wrong_word_of_an_end_does_not_last(api: tuple[Api, ApiServer]) -> None:
+    client, server = api
+    server.jobs = {"alive": a_job("alive", 3)}
+    caches = IndexCaches()
+    caches.bind({"Job": {"dj": [a_job("alive", 3)]}})
+    caches.full = True
+    caches.correct("Job", "uid-alive", None)
+    assert list(caches.children("Job", "dj")) == []
+    queued: list[Key] = []
+    watchdog = Watchdog(client, caches, ["team"], queued.append, 60, clock=lambda: 0)
+    await watchdog.audit("Job")
+    assert [raw["metadata"]["name"] for raw in caches.children("Job", "dj")] == ["alive"]
+    assert queued == [Key("team", "small")]
+
+
+async def test_nothing_is_corrected_before_the_watches_have_brought_all_there_is(api: tuple[Api, ApiServer]) -> None:
+    client, server = api
+    server.jobs = {"first": a_job("first", 3)}
+    queued: list[Key] = []
+    watchdog = Watchdog(client, IndexCaches(), ["team"], queued.append, 60, clock=lambda: 0)
+    await watchdog.audit("Job")
+    assert queued == [], "a pass would take a job without its children for a new one"
 
 
 async def test_what_the_watch_itself_never_brings_still_tells_of_a_dead_watch(api: tuple[Api, ApiServer]) -> None:

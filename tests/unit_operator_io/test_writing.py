@@ -267,7 +267,8 @@ async def test_how_a_job_ended_is_asked_for_where_the_watch_of_its_pods_is_behin
     owners = [{"uid": "uid-2", "controller": True}]
     metadata = {"name": "p", "namespace": "team", "uid": "uid-3", "ownerReferences": owners, "labels": labels}
     caches.known = {"Job": {"uid-2": job}, "Pod": {"uid-3": {"metadata": metadata, "status": {"phase": "Running"}}}}
-    server.objects[path("Pod", "team", "p")] = {"metadata": metadata, "status": {"phase": "Succeeded"}}
+    newer = {**metadata, "resourceVersion": "9"}
+    server.objects[path("Pod", "team", "p")] = {"metadata": newer, "status": {"phase": "Succeeded"}}
     seen = await cluster.observe(JOB)
     assert [pod.phase for pod in seen.jobs[0].pods] == ["Succeeded"]
 

@@ -35,6 +35,11 @@ class RefusedError(ClusterError):
         self.reason = reason
         self.message = message
 
+    @property
+    def says_not_found(self) -> bool:
+        """Whether the API server itself says that the object is not there: a gateway before it answers 404, too."""
+        return self.status == 404 and self.reason == "NotFound"
+
 
 class ForeignObjectError(RefusedError):
     """A child's name is taken by an object of somebody else."""

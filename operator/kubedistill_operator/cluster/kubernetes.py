@@ -204,7 +204,9 @@ class KubernetesCluster:
             if error.status != 404:
                 raise
         except ConflictError:
-            pass  # Another object has the name by now: the one that was meant is gone.
+            now = await self._read(path(ref.kind, job.metadata.namespace, ref.name))
+            if now is not None and now["metadata"]["uid"] == ref.uid:
+                raise  # the server's own conflict
 
     async def write_status(self, job: DistillationJob, status: Status) -> None:
         """Replace the status, unless the object changed since it was read.
@@ -266,7 +268,7 @@ class KubernetesCluster:
         try:
             raw: Raw = await self._api.get(where)
         except RefusedError as error:
-            if error.status != 404:
+            if not error.says_not_found:
                 raise
             return None
         return raw
@@ -284,8 +286,10 @@ class KubernetesCluster:
         for raw in list(self._caches.children("Job", uid)):
             if _is_open(job.status, raw) and lacks_ends(raw, pods):
                 query = [("labelSelector", f"{CONTROLLER_LABEL}={raw['metadata']['uid']}")]
+                copies = {pod["metadata"]["uid"]: version(pod) for pod in pods}
                 for pod in (await self._api.get(path("Pod", namespace), query)).get("items") or []:
-                    self._caches.correct("Pod", pod["metadata"]["uid"], pod)
+                    if copies.get(pod["metadata"]["uid"], -1) < version(pod):
+                        self._caches.correct("Pod", pod["metadata"]["uid"], pod)
 
     async def _log_tails(self, pods: Iterable[Raw]) -> dict[str, str]:
         """The last lines of each failed pod's log, read once, by the pod's uid."""

@@ -164,7 +164,8 @@ def lacks_ends(raw: Raw, pods: Iterable[Raw]) -> bool:
         case JobState.SUCCEEDED:
             return phases.count("Succeeded") < (raw["spec"].get("completions") or 1)
         case JobState.FAILED:
-            return "Failed" not in phases
+            # One that still runs may be the one to blame: the first that ended is often a victim.
+            return "Failed" not in phases or any(phase in ("Pending", "Running") for phase in phases)
     return False
 
 

@@ -109,7 +109,7 @@ def read_installation(environment: Mapping[str, str] = os.environ) -> Installati
             seconds=_number(given, "LEASE_SECONDS", Lease.seconds),
         ),
         port=_number(given, "PORT", Installation.port),
-        audit_seconds=_number(given, "AUDIT_SECONDS", Installation.audit_seconds),
+        audit_seconds=_audit_seconds(given),
         workers=_number(given, "WORKERS", Installation.workers),
         metrics_jobs=_number(given, "METRICS_JOBS", Installation.metrics_jobs),
         log_level=given.get("LOG_LEVEL", Installation.log_level).upper(),
@@ -121,6 +121,16 @@ def _number(given: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal():
         raise InvalidEnvironmentError(f"{PREFIX}{name} is a whole number, not {text!r}")
     return int(text)
+
+
+def _audit_seconds(given: Mapping[str, str]) -> int:
+    """A watch counts as dead after what three audits would have found."""
+    seconds = _number(given, "AUDIT_SECONDS", Installation.audit_seconds)
+    if not 1 <= seconds <= Installation.audit_seconds:
+        raise InvalidEnvironmentError(
+            f"{PREFIX}AUDIT_SECONDS is a number from 1 to {Installation.audit_seconds}, not {seconds}"
+        )
+    return seconds
 
 
 def _switch(given: Mapping[str, str], name: str, default: bool) -> bool:

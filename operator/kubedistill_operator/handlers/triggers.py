@@ -6,6 +6,8 @@ after a start sees all that is there.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,6 +29,7 @@ CHILDREN: Mapping[str, tuple[str, str, str]] = {
 }
 """As in `cluster.caches.WATCHED`: group, version, plural."""
 
+LOGIN_PAUSE_SECONDS = 5.0
 JOBS_INDEX = "distillation_jobs"
 
 
@@ -36,6 +39,8 @@ class IndexCaches:
     def __init__(self) -> None:
         self._indices: Mapping[str, Mapping[Any, Iterable[Raw]]] = {}
         self._corrections = Corrections()
+        self.full = False
+        """Whether the watches have brought all that was there when they began: kopf calls no handler before."""
 
     def bind(self, indices: Mapping[str, Mapping[Any, Iterable[Raw]]]) -> None:
         """Read from these, by the index's name."""
@@ -100,13 +105,20 @@ def registry(
         _configure(settings)
         caches.bind({name: indices[name] for name in (JOBS_INDEX, *CHILDREN)})
 
+    asked = float("-inf")
+
     async def login(**_: Any) -> kopf.AiohttpSession:
+        """Asked again after each 401; a credential that stays refused must not be tried without pause."""
+        nonlocal asked
+        await asyncio.sleep(max(0.0, asked + LOGIN_PAUSE_SECONDS - time.monotonic()))
+        asked = time.monotonic()
         return await session(configuration)
 
     def index_job(body: kopf.Body, namespace: str, name: str, **_: Any) -> dict[tuple[str, str], Raw]:
         return {(namespace, name): dict(body)}
 
     def job_changed(event: Mapping[str, Any], namespace: str, name: str, uid: str, **_: Any) -> None:
+        caches.full = True
         if event["type"] == "DELETED":
             caches.ended(KIND, uid)
             forget(uid)
@@ -117,6 +129,7 @@ def registry(
         return {labels(raw)[LABEL_JOB_UID]: raw}
 
     def child_changed(event: Mapping[str, Any], body: kopf.Body, namespace: str, uid: str, **_: Any) -> None:
+        caches.full = True
         if event["type"] == "DELETED":
             for kind in CHILDREN:
                 caches.ended(kind, uid)

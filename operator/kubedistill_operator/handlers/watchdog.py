@@ -20,6 +20,7 @@ from kubedistill_operator.cluster.api import METADATA_LIST, Api
 from kubedistill_operator.cluster.caches import WATCHED
 from kubedistill_operator.cluster.errors import ClusterError, RefusedError
 from kubedistill_operator.cluster.kinds import Raw, labels, path, version
+from kubedistill_operator.core.ports import ConflictError
 from kubedistill_operator.handlers.passes import Key
 
 TOLERATED_SECONDS = 180.0
@@ -30,6 +31,11 @@ log = logging.getLogger(__name__)
 
 class Copies(Protocol):
     """The copies, as far as an audit needs them."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the watches have brought all that was there when they began."""
+        ...
 
     def versions(self, kind: str) -> dict[str, int]:
         """The resourceVersion of every copy of one kind that the watches brought, by uid."""
@@ -107,7 +113,7 @@ class Watchdog:
             for kind in self._lags:
                 try:
                     await self.audit(kind)
-                except ClusterError as error:
+                except (ClusterError, ConflictError) as error:
                     log.warning("the copies of %s could not be compared: %s", kind, error)
 
     async def audit(self, kind: str) -> None:
@@ -119,10 +125,13 @@ class Watchdog:
                 found[item["metadata"]["uid"]] = item
         versions = {uid: version(item) for uid, item in found.items()}
         behind = self._lags[kind].update(versions, self._copies.versions(kind), self._clock())
+        if not self._copies.full:
+            return  # a job without its children would be acted on
         for uid in known.keys() - found.keys():
             self._correct(kind, uid, None, known[uid])
-        for uid in behind & found.keys():
-            if uid not in known or version(known[uid]) < versions[uid]:
+        for uid in found:
+            # Also one that a single answer called gone, wrongly: a watch that is up to date would never bring it back.
+            if uid not in known or (uid in behind and version(known[uid]) < versions[uid]):
                 self._correct(kind, uid, await self._read(kind, found[uid]), found[uid])
         self._copies.settle(kind)
 
@@ -137,7 +146,7 @@ class Watchdog:
         try:
             raw: Raw = await self._api.get(path(kind, metadata["namespace"], metadata["name"]))
         except RefusedError as error:
-            if error.status != 404:
+            if not error.says_not_found:
                 raise
             return None
         return raw if raw["metadata"]["uid"] == metadata["uid"] else None
