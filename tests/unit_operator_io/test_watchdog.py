@@ -107,6 +107,14 @@ async def test_what_the_watches_missed_is_read_corrected_and_queued(api: tuple[A
     assert queued == [], "what was corrected is not news"
 
 
+def test_a_watch_that_tells_once_more_what_was_before_makes_no_copy_older() -> None:
+    caches = IndexCaches()
+    caches.bind({"Job": {"dj": [a_job("mine", 7), a_job("other", 9)]}})
+    assert caches.newest("Job", "dj", a_job("mine", 5))["status"]["seen"] == 7
+    assert caches.newest("Job", "dj", a_job("mine", 8))["status"]["seen"] == 8
+    assert caches.newest("Job", "dj", a_job("new", 1))["status"]["seen"] == 1
+
+
 async def test_a_wrong_word_of_an_end_does_not_last(api: tuple[Api, ApiServer]) -> None:
     client, server = api
     server.jobs = {"alive": a_job("alive", 3)}

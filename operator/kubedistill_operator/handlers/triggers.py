@@ -75,6 +75,11 @@ class IndexCaches:
         found = self._corrections.applied(kind, self._all(kind), lambda raw: True)
         return {raw["metadata"]["uid"]: raw for raw in found}
 
+    def newest(self, index: str, key: Any, raw: Raw) -> Raw:
+        """The object, or our copy of it: a watch that begins anew may tell once more what was before."""
+        same = [known for known in self._of(index, key) if known["metadata"]["uid"] == raw["metadata"]["uid"]]
+        return max([raw, *same], key=version)
+
     def correct(self, kind: str, uid: str, raw: Raw | None) -> None:
         """The object was read so; None: it was not there."""
         self._corrections.note(kind, uid, raw)
@@ -115,7 +120,7 @@ def registry(
         return await session(configuration)
 
     def index_job(body: kopf.Body, namespace: str, name: str, **_: Any) -> dict[tuple[str, str], Raw]:
-        return {(namespace, name): dict(body)}
+        return {(namespace, name): caches.newest(JOBS_INDEX, (namespace, name), dict(body))}
 
     def job_changed(event: Mapping[str, Any], namespace: str, name: str, uid: str, **_: Any) -> None:
         caches.full = True
@@ -124,9 +129,13 @@ def registry(
             forget(uid)
         enqueue(Key(namespace, name))
 
-    def index_child(body: kopf.Body, **_: Any) -> dict[str, Raw]:
-        raw = dict(body)
-        return {labels(raw)[LABEL_JOB_UID]: raw}
+    def index_of(kind: str) -> Callable[..., dict[str, Raw]]:
+        def index_child(body: kopf.Body, **_: Any) -> dict[str, Raw]:
+            raw = dict(body)
+            job_uid = labels(raw)[LABEL_JOB_UID]
+            return {job_uid: caches.newest(kind, job_uid, raw)}
+
+        return index_child
 
     def child_changed(event: Mapping[str, Any], body: kopf.Body, namespace: str, uid: str, **_: Any) -> None:
         caches.full = True
@@ -142,7 +151,7 @@ def registry(
     kopf.on.event(GROUP, VERSION, PLURAL, registry=found)(job_changed)
     for kind, resource in CHILDREN.items():
         ours = {LABEL_JOB_UID: kopf.PRESENT}
-        kopf.index(*resource, labels=ours, id=kind, registry=found)(index_child)
+        kopf.index(*resource, labels=ours, id=kind, registry=found)(index_of(kind))
         kopf.on.event(*resource, labels=ours, id=f"{kind}-changed", registry=found)(child_changed)
     return found
 
