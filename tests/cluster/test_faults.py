@@ -213,8 +213,10 @@ async def teachers() -> AsyncIterator[str]:
     await runner.setup()
     address = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(2, 254)}"
     await web.TCPSite(runner, address, TEACHER_PORT).start()
-    yield address
-    await runner.cleanup()
+    try:
+        yield address
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager

@@ -9,10 +9,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
+from kubedistill_api.base import KIND
 from kubedistill_operator.cluster.api import Api
 from kubedistill_operator.cluster.kinds import Raw
 from kubedistill_operator.handlers.passes import Key
-from kubedistill_operator.handlers.triggers import IndexCaches
+from kubedistill_operator.handlers.triggers import JOBS_INDEX, IndexCaches
 from kubedistill_operator.handlers.watchdog import Lag, Watchdog
 
 
@@ -80,6 +81,7 @@ async def api() -> AsyncIterator[tuple[Api, ApiServer]]:
     server = ApiServer()
     app = web.Application()
     app.router.add_get("/apis/batch/v1/namespaces/team/jobs", server.list)
+    app.router.add_get("/apis/kubedistill.io/v1alpha1/namespaces/team/distillationjobs", server.list)
     app.router.add_get("/apis/batch/v1/namespaces/team/jobs/{name}", server.get)
     async with TestServer(app) as listening:
         client = ApiClient(Configuration(host=str(listening.make_url("")).rstrip("/")))
@@ -128,6 +130,19 @@ async def test_a_wrong_word_of_an_end_does_not_last(api: tuple[Api, ApiServer]) 
     await watchdog.audit("Job")
     assert [raw["metadata"]["name"] for raw in caches.children("Job", "dj")] == ["alive"]
     assert queued == [Key("team", "small")]
+
+
+async def test_what_is_remembered_of_a_job_whose_end_was_missed_is_dropped(api: tuple[Api, ApiServer]) -> None:
+    client, server = api
+    server.jobs = {"mine": a_job("mine", 3)}
+    caches = IndexCaches()
+    caches.bind({JOBS_INDEX: {("team", "mine"): [a_job("mine", 3)], ("team", "gone"): [a_job("gone", 4)]}})
+    caches.full = True
+    forgotten: list[str] = []
+    watchdog = Watchdog(client, caches, ["team"], lambda key: None, 60, forgotten.append)
+    await watchdog.audit(KIND)
+    assert forgotten == ["uid-gone"]
+    assert caches.job("team", "gone") is None
 
 
 async def test_nothing_is_corrected_before_the_watches_have_brought_all_there_is(api: tuple[Api, ApiServer]) -> None:

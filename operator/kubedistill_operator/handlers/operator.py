@@ -102,7 +102,12 @@ class Operator:
                 self._queue, cluster, self._installation.settings, partial(self._tell, cluster), self._meter
             )
             self._watchdog = Watchdog(
-                api, self._caches, self._installation.namespaces, self._queue.add, self._installation.audit_seconds
+                api,
+                self._caches,
+                self._installation.namespaces,
+                self._queue.add,
+                self._installation.audit_seconds,
+                cluster.forget,
             )
             self._leading = True
             watches = watch(

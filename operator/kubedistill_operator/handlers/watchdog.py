@@ -90,6 +90,7 @@ class Watchdog:
         namespaces: Iterable[str],
         enqueue: Callable[[Key], None],
         every_seconds: float,
+        forget: Callable[[str], None] = lambda uid: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
@@ -97,6 +98,7 @@ class Watchdog:
         self._namespaces = tuple(namespaces)
         self._enqueue = enqueue
         self._every_seconds = every_seconds
+        self._forget = forget
         self._clock = clock
         self._lags = {kind: Lag() for kind in (KIND, *WATCHED)}
 
@@ -137,6 +139,8 @@ class Watchdog:
 
     def _correct(self, kind: str, uid: str, raw: Raw | None, item: Raw) -> None:
         self._copies.correct(kind, uid, raw)
+        if kind == KIND and raw is None:
+            self._forget(uid)
         if key := _key(kind, item):
             self._enqueue(key)
 

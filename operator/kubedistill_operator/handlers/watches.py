@@ -77,16 +77,17 @@ async def bear_what_passes(request: aiohttp.ClientRequest, send: aiohttp.ClientH
 
     Raises:
         aiohttp.ClientConnectionError: the API server is not well; kopf asks again, and begins again in the end.
-        aiohttp.ClientPayloadError: the pages of a list have expired; kopf lists anew.
+        aiohttp.ClientPayloadError: the pages of a list, or even a watch from the present, have expired; kopf asks anew.
     """
     answer = await send(request)
+    if answer.status == 410 and "resourceVersion" in request.url.query:
+        answer.release()
+        request.url = request.url.without_query_params("resourceVersion")
+        answer = await send(request)
+    if answer.status == 410:
+        answer.release()
+        raise aiohttp.ClientPayloadError("410: what was asked for has expired")
     if answer.status >= 500:
         answer.release()
         raise aiohttp.ClientConnectionError(f"{answer.status} {answer.reason}")
-    if answer.status != 410:
-        return answer
-    answer.release()
-    if "resourceVersion" not in request.url.query:
-        raise aiohttp.ClientPayloadError("410: the list has expired")
-    request.url = request.url.without_query_params("resourceVersion")
-    return await send(request)
+    return answer
