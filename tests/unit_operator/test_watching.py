@@ -166,6 +166,41 @@ def test_a_generation_that_moves_nothing_is_stopped_so_that_its_gpus_are_free(ki
     assert status.stage("Generate:big").restarts == 1
 
 
+HANGS = {"replicas_ready": 1, "asked": True, "answered": False, "message": "it did not answer a completion within 30 s"}
+
+
+def test_a_teacher_that_falls_silent_behind_a_healthy_port_is_told_and_may_come_back(kit: Kit) -> None:
+    job = at(kit, GENERATE, teachers=SERVED)
+    moves = running(kit, GENERATE, report(GENERATE, 10))
+    job = job.model_copy(update={"status": passed(kit, job, moves, 10, teacher(kit, **HANGS)).status})
+    told = job.status.condition(ConditionType.TEACHER_READY)
+    assert (told.status, told.reason, job.status.reason) == ("False", "TeacherSilent", "TeacherSilent")
+    assert "did not answer a completion within 30 s. A generation that moves nothing for 100 s" in told.message
+    assert job.status.phase is Phase.GENERATING
+    unknown = passed(kit, job, moves, 20, teacher(kit, replicas_ready=1)).status
+    assert unknown.condition(ConditionType.TEACHER_READY) == told, "a new operator has not asked it yet"
+    back = passed(kit, job, moves, 30, teacher(kit, replicas_ready=1, asked=True)).status
+    assert (back.condition(ConditionType.TEACHER_READY).status, back.reason) == ("True", "")
+
+
+def test_a_teacher_that_goes_in_mid_generation_is_told(kit: Kit) -> None:
+    pod = SeenPod(name="t-0", waiting_reason="CrashLoopBackOff", waiting_message="back-off 40s")
+    gone = teacher(kit, answered=False, pods=(pod,))
+    status = passed(kit, at(kit, GENERATE, teachers=SERVED), running(kit, GENERATE), 10, gone).status
+    told = status.condition(ConditionType.TEACHER_READY)
+    assert (told.status, told.reason) == ("False", "TeacherNotReady")
+    assert "pod t-0 waits (CrashLoopBackOff): back-off 40s" in told.message
+
+
+def test_a_silent_teacher_whose_generation_moves_nothing_is_begun_again(kit: Kit) -> None:
+    stuck = running(kit, GENERATE, report(GENERATE, 10))
+    looks = [(10, stuck), (60, stuck), (220, stuck)]
+    status = lived(kit, at(kit, GENERATE, teachers=SERVED), looks, teacher(kit, **HANGS))
+    assert status.last_failure.reason == "NoProgress"
+    assert "did not answer a completion within 30 s" in status.last_failure.message
+    assert status.stage("Generate:big").restarts == 1
+
+
 def test_an_operator_that_was_away_for_hours_stops_nothing_at_its_first_look(kit: Kit) -> None:
     job = at(kit, GENERATE, teachers=SERVED)
     looks = [(10, running(kit, GENERATE, report(GENERATE, 10))), (9000, running(kit, GENERATE, report(GENERATE, 90)))]

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     TEACHER_ANSWERED = "TeacherAnswered"
     TEACHER_RELEASED = "TeacherReleased"
     TEACHER_NOT_READY = "TeacherNotReady"
+    TEACHER_SILENT = "TeacherSilent"
     OPERATOR_AWAY = "OperatorAway"
     TEACHER_CRASHED = "TeacherCrashed"
     NO_PROGRESS = "NoProgress"

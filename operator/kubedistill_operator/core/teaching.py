@@ -79,6 +79,23 @@ def teacher_of(world: World, step: Step, attempt: SeenJob) -> Answers | Starts |
     return Starts(reason, f"Teacher {name} is not ready: {_words(seen, waiting)}")
 
 
+def complaint(world: World, step: Step, attempt: SeenJob) -> tuple[str, str] | None:
+    """What keeps a teacher, whose Job runs, from answering: a reason and a sentence; empty where it answers.
+
+    None where nobody knows: it is gone, or was not asked yet. A server may be healthy while its engine hangs, and one
+    that is full may be late. Neither is stopped for that: only a generation that moves nothing is.
+    """
+    seen = world.seen.teacher(step.key.teacher, attempt.attempt)
+    if seen is None or (seen.replicas_ready > 0 and not seen.asked):
+        return None
+    if seen.answered:
+        return "", ""
+    if seen.replicas_ready > 0:
+        return Reason.TEACHER_SILENT, f"Teacher {step.key.teacher} is there, but {seen.message}."
+    waiting = next((pod for pod in seen.pods if pod.waiting_reason not in BENIGN), None)
+    return Reason.TEACHER_NOT_READY, f"Teacher {step.key.teacher} is not ready: {_words(seen, waiting)}."
+
+
 def _not_made(world: World, step: Step, attempt: SeenJob) -> Starts | Broken:
     """Ask for the teacher, unless something stands in its way."""
     wanted = made(world, step.key.teacher, attempt)

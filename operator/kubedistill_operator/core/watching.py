@@ -27,7 +27,7 @@ from kubedistill_operator.core.plans import Plan
 from kubedistill_operator.core.progress import ledger_of, merged
 from kubedistill_operator.core.retries import after_failure
 from kubedistill_operator.core.seen import JobState, SeenJob, SeenPod
-from kubedistill_operator.core.teaching import BENIGN, Answers, Starts, made, teacher_of
+from kubedistill_operator.core.teaching import BENIGN, Answers, Starts, complaint, made, teacher_of
 from kubedistill_operator.core.times import since
 from kubedistill_operator.core.world import World
 from kubedistill_operator.manifests.stage_job import hold_seconds
@@ -46,6 +46,7 @@ def watch(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
     if late is not None:
         return after_failure(world, status, step, late)
     status = _progressed(world, status, step, attempt, progress)
+    status = _heard(world, status, step, attempt) if taught else status
     every = timedelta(seconds=world.settings.progress_seconds)
     lost = taught and world.seen.teacher(step.key.teacher, attempt.attempt) is None
     wanted = made(world, step.key.teacher, attempt) if lost else ()
@@ -60,8 +61,7 @@ def _until_taught(world: World, status: Status, step: Step, attempt: SeenJob) ->
     """The Job waits for its teacher, and starts once that has answered."""
     match teacher_of(world, step, attempt):
         case Answers():
-            text = f"Teacher {step.key.teacher} has answered a completion."
-            status = with_condition(status, ConditionType.TEACHER_READY, True, Reason.TEACHER_ANSWERED, text, world.now)
+            status = _answers(world, status, step)
             status = records.going_on(status, step, world.now, Reason.STARTING, "The teacher answers; asking starts.")
             return Plan(status, leases=(let_run(world, attempt),), check_in=PATIENCE)
         case Starts(reason, message, apply, again):
@@ -75,6 +75,27 @@ def _until_taught(world: World, status: Status, step: Step, attempt: SeenJob) ->
             text = broken.failure.message
             status = with_condition(status, ConditionType.TEACHER_READY, False, broken.failure.reason, text, world.now)
             return after_failure(world, status, step, broken)
+
+
+def _answers(world: World, status: Status, step: Step) -> Status:
+    text = f"Teacher {step.key.teacher} has answered a completion."
+    return with_condition(status, ConditionType.TEACHER_READY, True, Reason.TEACHER_ANSWERED, text, world.now)
+
+
+def _heard(world: World, status: Status, step: Step, attempt: SeenJob) -> Status:
+    """The status with what a teacher says while its Job runs."""
+    match complaint(world, step, attempt):
+        case None:
+            return status
+        case "", _:
+            return _answers(world, status, step)
+        case reason, text:
+            serving = world.job.spec.teacher(step.key.teacher).serving or Serving()
+            text += f" A generation that moves nothing for {serving.idle_timeout_seconds} s (idleTimeoutSeconds) is"
+            text += " stopped, and begun again."
+            status = with_condition(status, ConditionType.TEACHER_READY, False, reason, text, world.now)
+            # Another reason to wait, as that of a queue, comes first.
+            return status if status.reason else records.going_on(status, step, world.now, reason, text)
 
 
 def _progress(world: World, status: Status, step: Step, attempt: SeenJob) -> Progress | None:
@@ -176,6 +197,8 @@ def _idle_too_long(world: World, progress: Progress | None, step: Step, attempt:
         return None
     why = f" since the Job {attempt.name} is suspended" if suspended else ""
     text = f"{step.name} moved nothing for {seconds} s{why} and was stopped; what it had finished is kept."
+    if taught and (heard := complaint(world, step, attempt)):
+        text = f"{text} {heard[1]}".strip()
     pod = next((pod for pod in attempt.pods if pod.phase == "Running"), None)
     return _stopped(attempt, pod, FailureClass.APPLICATION, Reason.NO_PROGRESS, text, Remedy.RETRY)
 

@@ -23,6 +23,8 @@ WARNING_WHEN_TRUE = frozenset({ConditionType.STALLED.value})
 WARNING_WHEN_FALSE = frozenset({ConditionType.ACCEPTED.value, ConditionType.SUCCEEDED.value})
 HINDRANCES = frozenset({Reason.NAME_TAKEN, Reason.QUOTA_EXCEEDED, Reason.REFUSED})
 """Reasons to wait that somebody in the namespace can do something about."""
+FAULTS = frozenset({Reason.TEACHER_SILENT, Reason.TEACHER_NOT_READY})
+"""Of a condition that held and does no more: nobody wanted that."""
 SILENT = frozenset({ConditionType.RECONCILING.value})
 """It only repeats what the others say."""
 
@@ -104,4 +106,4 @@ def _is_news(condition: Condition, old: Condition | None) -> bool:
 def _warns(condition: Condition) -> bool:
     if condition.status is ConditionStatus.TRUE:
         return condition.type in WARNING_WHEN_TRUE
-    return condition.type in WARNING_WHEN_FALSE
+    return condition.type in WARNING_WHEN_FALSE or condition.reason in FAULTS

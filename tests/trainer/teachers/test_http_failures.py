@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from teaching.server import TestTeacher
 
 from kubedistill_trainer.errors import BadConfiguration, Transient
 from kubedistill_trainer.teachers.http import HttpTeacher
-from kubedistill_trainer.teachers.protocol import Answered, ListOfWork, Request, Sampling
+from kubedistill_trainer.teachers.protocol import Answered, Failed, ListOfWork, Request, Sampling
 from kubedistill_trainer.teachers.servers import Server
 
 SCORED = Sampling(temperature=0, max_tokens=4, k=3)
@@ -92,3 +93,55 @@ def test_a_server_that_accepts_and_does_not_answer_is_asked_again_and_then_told(
             released.set()
     assert len(teacher.seen) >= 2
     assert later == any(isinstance(outcome, Answered) for outcome in asked.outcomes.values())
+
+
+def asks(body: dict[str, Any], words: str) -> bool:
+    return words in str(body.get("messages") or body.get("prompt"))
+
+
+def several(*words: str) -> ListOfWork:
+    return ListOfWork([Request(word, 0, 0, [{"role": "user", "content": word}]) for word in words])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token_ids", [True, False], ids=["vLLM", "any"])
+def test_a_server_that_hangs_costs_no_row(tiny_tokenizer: Any, tiny_model: Any, token_ids: bool) -> None:
+    """It answers the second request late, and nobody from then on: the first one's time is over long before patience
+    with the server is."""
+    released = threading.Event()
+
+    def hangs(number: int, body: dict[str, Any]) -> None:
+        (released.wait if number != 2 else time.sleep)(60 if number != 2 else 1.5)
+
+    asked = several("a", "b")
+    with TestTeacher(tiny_tokenizer, tiny_model, fault=hangs) as teacher:
+        server = Server(teacher.url, "teacher", token_ids=token_ids, request_seconds=2, patience_seconds=2.2)
+        client = HttpTeacher(server, Sampling(max_tokens=2), tiny_tokenizer, [0])
+        try:
+            with pytest.raises(Transient, match="has not answered for long: ReadTimeout") as error:
+                client.answer(asked, threading.Event())
+        finally:
+            released.set()
+    assert error.value.reason == "TeacherUnavailable"
+    assert len(asked.outcomes) == 1
+    assert all(isinstance(outcome, Answered) for outcome in asked.outcomes.values()), "none was given up"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("poison", "a", "b"), ("poison", "poison too", "a")], ids=["one", "several"])
+def test_a_request_that_no_server_answers_is_given_up_alone(words: tuple[str, ...]) -> None:
+    released = threading.Event()
+
+    def hangs(number: int, body: dict[str, Any]) -> None:
+        released.wait(60 if asks(body, "poison") else 0.5)
+
+    asked = several(*words)
+    with TestTeacher(fault=hangs) as teacher:
+        client = HttpTeacher(Server(teacher.url, "t", request_seconds=1, patience_seconds=1.2), Sampling())
+        try:
+            client.answer(asked, threading.Event())
+        finally:
+            released.set()
+    failed = [outcome for outcome in asked.outcomes.values() if isinstance(outcome, Failed)]
+    assert len(failed) == sum("poison" in word for word in words)
+    assert all("tries: ReadTimeout" in outcome.reason for outcome in failed)

@@ -32,7 +32,7 @@ from kubedistill_trainer.store.shards import Signal
 from kubedistill_trainer.teachers.logprobs import candidates_of, of_vocabulary, signal_of, token_id
 from kubedistill_trainer.teachers.protocol import Answered, Failed, Outcome, Request, Sampling, Work, encode, refused
 from kubedistill_trainer.teachers.rates import Gate, Limits
-from kubedistill_trainer.teachers.servers import RETRIED, Server, credential_refused, words_of
+from kubedistill_trainer.teachers.servers import RETRIED, Server, a_token, credential_refused, words_of
 
 log = logging.getLogger("kubedistill")
 
@@ -41,6 +41,8 @@ LONGEST_WAIT_SECONDS = 60.0
 CHARACTERS_OF_A_TOKEN = 4
 """In English; what the server counts corrects it."""
 TOO_MANY_REQUESTS = 429
+CHECK_SECONDS = 60.0
+"""So long a server may take for one token before it counts as one that answers nobody."""
 
 
 class Refused(Exception):
@@ -73,6 +75,7 @@ class HttpTeacher:
         self._limits = limits or Limits(server.requests_per_minute, server.tokens_per_minute)
         self._gate = Gate(self._limits, clock)
         self._last_answer = clock()
+        self._checking = asyncio.Lock()
 
     def answer(self, work: Work, stopping: threading.Event) -> None:
         """See `protocol.Teacher`."""
@@ -85,6 +88,7 @@ class HttpTeacher:
         """Keep the window full until nothing is left."""
         self._last_answer = self._clock()
         self._gate = Gate(self._limits, self._clock)
+        self._checking = asyncio.Lock()
         under_way: dict[asyncio.Task[Outcome], Request] = {}
         async with self._client() as client:
             try:
@@ -256,10 +260,11 @@ class HttpTeacher:
                 deadline += self._clock() - came
             else:
                 deadline = self._clock() + self._server.patience_seconds
-            words, wait = "", None
+            words, wait, heard = "", None, False
             asked = client.build_request("POST", path, json=body)
             try:
                 reply = await client.send(asked)
+                heard = True
                 if reply.is_success:
                     self._last_answer = self._clock()
                     answer = _whole(reply, self._server.api_key)
@@ -278,11 +283,27 @@ class HttpTeacher:
             tries += 1
             pause = backoff(tries, random.random()) if wait is None else wait + random.random()
             if self._clock() + pause > deadline:
-                if self._clock() + pause - self._last_answer >= self._server.patience_seconds:
+                silent = self._clock() + pause - self._last_answer >= self._server.patience_seconds
+                if silent if heard else not await self._lives(client):
                     raise Transient("TeacherUnavailable", f"{self._server.url} has not answered for long: {words}.")
                 raise Refused(503, f"given up after {tries} tries: {words}")
             log.info("asking again in %.1f s: %s", pause, words)
             await asyncio.sleep(pause)
+
+    async def _lives(self, client: httpx.AsyncClient) -> bool:
+        """Whether the server still answers anybody. Where a request got no answer, either it is to blame, or the server
+        hangs, and its row must not be lost for that."""
+        since = self._clock()
+        async with self._checking:
+            if self._last_answer > since:
+                return True
+            path, body = a_token(self._server.model, chat=not self._server.token_ids)
+            seconds = min(CHECK_SECONDS, self._server.request_seconds)
+            with suppress(httpx.TransportError):
+                reply = await client.post(path, json=body, timeout=seconds)
+                if reply.is_success or reply.status_code == TOO_MANY_REQUESTS:
+                    self._last_answer = self._clock()
+            return self._last_answer > since
 
     def _refusal(self, status: int, words: str) -> Exception:
         if status in (401, 403):

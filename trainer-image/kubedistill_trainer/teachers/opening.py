@@ -84,13 +84,14 @@ def server_of(run: GenerateRun) -> Server:
             tokens_per_minute=_part(external.tokens_per_minute, run.workers),
         )
     replicas = serving.replicas if serving is not None else 1
-    patience = float(serving.idle_timeout_seconds) if serving is not None else 600.0
+    idle = float(serving.idle_timeout_seconds) if serving is not None else 600.0
+    patience = 2 * idle  # the operator replaces an idle teacher first; a new worker would only wait for the same one
     return Server(
         url=endpoint.url,
         model=endpoint.model,
         token_ids=True,
         concurrency=max(8, SERVED_CONCURRENCY * replicas // run.workers),
-        request_seconds=max(60.0, patience),
+        request_seconds=max(60.0, idle),
         patience_seconds=patience,
     )
 

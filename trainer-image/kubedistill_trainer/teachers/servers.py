@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -54,6 +55,13 @@ def key_of(teacher: str) -> str:
     return key
 
 
+def a_token(model: str, *, chat: bool) -> tuple[str, dict[str, Any]]:
+    """The smallest request there is: its path below the base URL, and its body."""
+    if chat:
+        return "chat/completions", {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    return "completions", {"model": model, "prompt": "Hi", "max_tokens": 1}
+
+
 def check_server(server: Server) -> None:
     """Ask an external teacher for one short answer.
 
@@ -62,11 +70,11 @@ def check_server(server: Server) -> None:
         Transient: it does not answer now.
     """
     headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
-    body = {"model": server.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    path, body = a_token(server.model, chat=True)
     url = server.url.rstrip("/")
     try:
         with httpx.Client(headers=headers, timeout=60.0) as client:
-            reply = client.post(f"{url}/chat/completions", json=body)
+            reply = client.post(f"{url}/{path}", json=body)
             names = "" if reply.is_success or reply.status_code in (401, 403) else _names(client, url)
     except httpx.TransportError as error:
         raise Transient("TeacherUnavailable", f"{url} does not answer: {error}.") from error

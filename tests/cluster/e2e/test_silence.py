@@ -1,0 +1,93 @@
+"""A teacher that is stopped behind its healthy port is noticed, and its shards are asked for again at a new one."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+from walk.jobs import toy_job
+from walk.kube import Kube, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+NAME = "silent"
+GENERATE = "Generate:toy"
+WITHIN_SECONDS = 60
+"""From the engine's stop to the condition that tells of it (promise P12)."""
+STOP_THE_ENGINE = """
+import os, pathlib, signal
+stopped = 0
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    if int((process / "stat").read_text().rpartition(")")[2].split()[1]) == 1:  # a child of the server
+        os.kill(int(process.name), signal.SIGSTOP)
+        stopped += 1
+assert stopped
+"""
+TEACHER = {
+    "name": "toy",
+    "model": {"uri": "pvc://kubedistill-models/toy"},
+    "serving": {
+        "image": "localhost/kubedistill/vllm-cpu:dev",
+        "gpusPerNode": 0,
+        "maxModelLen": 512,
+        "extraArgs": ["--enforce-eager", "--dtype=float32", "--max-num-seqs=8", "--max-num-batched-tokens=8192"],
+        "startupTimeoutSeconds": 900,
+        "idleTimeoutSeconds": 90,
+    },
+}
+
+
+def stage(kube: Kube) -> dict[str, Any]:
+    found = [stage for stage in kube.status(NAME).get("stages", []) if stage["name"] == GENERATE]
+    return found[0] if found else {}
+
+
+def condition(kube: Kube) -> dict[str, Any]:
+    return next((c for c in kube.status(NAME).get("conditions", []) if c["type"] == "TeacherReady"), {})
+
+
+def done(kube: Kube) -> int:
+    return int((stage(kube).get("progress") or {}).get("done", 0))
+
+
+def committed(kube: Kube) -> int:
+    """How many shards the second attempt found, by the log of its pod; 0: it has not looked yet."""
+    pods = kube.children(NAME, "pods", "Generate")
+    second = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{NAME}-generate-toy-2-")]
+    if not second or second[0]["status"].get("phase") == "Pending":
+        return 0
+    found = re.search(r"(\d+) of \d+ shards are committed", kube("logs", second[0]["metadata"]["name"]))
+    return int(found[1]) if found else 0
+
+
+def served(kube: Kube) -> list[dict[str, Any]]:
+    selector = f"kubedistill.io/job={NAME},app.kubernetes.io/component=teacher"
+    pods: list[dict[str, Any]] = kube.get("pods", "", "-l", selector)["items"]
+    return pods
+
+
+def test_an_engine_that_hangs_is_noticed_and_its_shards_are_asked_for_again(kube: Kube) -> None:
+    kube("delete", "dj", NAME, "--ignore-not-found", "--wait=true")
+    data = {"train": {"uri": "pvc://kubedistill-data/support-train.jsonl"}, "maxRows": 200}
+    job = toy_job(NAME, teachers=[TEACHER], data=data)
+    job["spec"]["generation"] |= {"maxTokens": 256, "shards": 10}
+    kube.apply(job)
+    until("some shards are there", lambda: done(kube) >= 50, 900)
+    assert condition(kube)["status"] == "True"
+    pod = served(kube)[0]["metadata"]["name"]
+    kube("exec", pod, "--", "python3", "-c", STOP_THE_ENGINE)
+    stopped = time.monotonic()
+    until("it is told", lambda: condition(kube).get("reason") == "TeacherSilent", WITHIN_SECONDS)
+    assert time.monotonic() - stopped < WITHIN_SECONDS
+    assert "did not answer a completion" in condition(kube)["message"]
+    assert served(kube)[0]["status"]["containerStatuses"][0]["ready"], "its port is healthy"
+    assert "TeacherSilent" in kube.row(NAME)
+    until("a second attempt begins", lambda: stage(kube).get("attempt") == 2, 240)
+    failure = kube.status(NAME)["lastFailure"]
+    assert (failure["stage"], failure["reason"]) == (GENERATE, "NoProgress")
+    until("its pod has looked around", lambda: committed(kube) > 0, 300)
+    until("the answers are there", lambda: stage(kube).get("state") == "Succeeded", 900)
+    assert pod not in {each["metadata"]["name"] for each in served(kube)}
+    kube("delete", "dj", NAME, "--wait=true")
