@@ -205,7 +205,8 @@ def make_job(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     """Makes the same small job in a folder of its own: 24 prompts, 4 + 1 shards, 12 steps, a checkpoint every 2."""
 
     def make(name: str) -> LocalJob:
-        folder = tmp_path_factory.mktemp(name)
+        folder = tmp_path_factory.mktemp(name) / "my%20jobs & more"  # a folder of a user
+        folder.mkdir()
         for file, rows in (("support-train.jsonl", TRAIN_ROWS), ("support-valid.jsonl", VALID_ROWS)):
             lines = (EXAMPLES / "data" / file).read_text().splitlines(keepends=True)[:rows]
             (folder / file).write_text("".join(lines))

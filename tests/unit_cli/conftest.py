@@ -19,7 +19,7 @@ import yaml
 STAND_IN = '''
 """A trainer that makes nothing: it keeps the contract (run file in, progress, result out, exit code) and its habits
 are set by files in $HABITS: `<stage>.exit` (exit code and reason), `<stage>.sleep` (seconds; it stops on SIGTERM)."""
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time, urllib.parse
 
 run = json.loads(pathlib.Path(os.environ["KUBEDISTILL_RUN"]).read_text())
 habits = pathlib.Path(os.environ["HABITS"])
@@ -59,7 +59,7 @@ match run["stage"]:
     case "Evaluate":
         said |= {"scores": [{"metric": "ROUGE", "student": "0.5", "baseline": "0.1", "gate": "Passed"}]}
     case "Publish":
-        out = pathlib.Path(run["output"]["uri"].removeprefix("file://"))
+        out = pathlib.Path(urllib.parse.unquote(run["output"]["uri"].removeprefix("file://")))
         out.mkdir(parents=True, exist_ok=True)
         said |= {"modelURI": run["output"]["uri"], "digest": "sha256:m", "sizeBytes": 1}
 say(**said)
@@ -168,7 +168,8 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    """An empty bench with the stand-in installed."""
+    """An empty bench with the stand-in installed, in a folder whose name is more than letters."""
+    tmp_path = tmp_path / "50%20off, all"
     package = tmp_path / "lib" / "kubedistill_trainer"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

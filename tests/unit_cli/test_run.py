@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from kubedistill_api import uris
+
 STAGES = ["prepare", "generate", "train", "evaluate", "publish"]
 
 
@@ -28,7 +30,7 @@ def test_a_machine_reads_the_end_as_json(bench: Any) -> None:
     done = bench.run("run", str(bench.write_job()), "--output", "json")
     said = json.loads(done.stdout)
     assert said["phase"] == "Succeeded"
-    assert said["modelURI"] == f"file://{bench.folder}/out/small"
+    assert said["modelURI"] == uris.of_path(f"{bench.folder}/out/small")
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kubedistill_api import uris
 from kubedistill_api.exits import PEER_LOST
 from kubedistill_api.training import Precision, Training
 from kubedistill_trainer.core.batching import MicroBatch
@@ -111,7 +112,7 @@ def together(place: Place, rendezvous: str) -> Iterator[None]:
             rank=place.rank,
             world_size=place.world_size,
             timeout=COLLECTIVE_TIMEOUT,
-            **_meeting_point(rendezvous),
+            store=_meeting_point(rendezvous, place.world_size),
         )
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT)
         yield
@@ -128,12 +129,15 @@ def together(place: Place, rendezvous: str) -> Iterator[None]:
             os.environ["LOCAL_RANK"] = before
 
 
-def _meeting_point(rendezvous: str) -> dict[str, Any]:
+def _meeting_point(rendezvous: str, world_size: int) -> Any:
     if rendezvous.startswith("file:"):
-        return {"init_method": rendezvous}
+        # torch itself does not decode such a URI: it looks for a folder "my%20jobs"
+        file = torch.distributed.FileStore(uris.parse(rendezvous).path, world_size)  # type: ignore[attr-defined]
+        file.set_timeout(COLLECTIVE_TIMEOUT)
+        return file
     table = table_at(rendezvous)
     table.set_timeout(COLLECTIVE_TIMEOUT)
-    return {"store": torch.distributed.PrefixStore("ranks", table)}  # type: ignore[attr-defined]
+    return torch.distributed.PrefixStore("ranks", table)  # type: ignore[attr-defined]
 
 
 def _is_of_a_collective(error: RuntimeError) -> bool:

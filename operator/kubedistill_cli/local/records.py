@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from kubedistill_api import uris
 from kubedistill_api.digests import spec_digest
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.status import Phase, Status
@@ -54,4 +55,4 @@ def _goes_on(status: Status) -> bool:
     if status.phase is Phase.FAILED:
         return False
     model = status.result.model_uri if status.result else ""
-    return not model.startswith("file://") or Path(model.removeprefix("file://")).exists()
+    return not uris.scheme_is(model, ("file",)) or Path(uris.parse(model).path).exists()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Protocol
 
+from kubedistill_api import uris
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.status import Status
 from kubedistill_cli.local.cluster import LocalCluster
@@ -42,7 +43,7 @@ class BusyError(Exception):
 def local_settings(folder: JobFolder) -> Settings:
     """Short pauses, and a folder as the workspace."""
     return Settings(
-        workspace_uri=f"file://{folder.workspace.resolve()}",
+        workspace_uri=uris.of_path(str(folder.workspace.resolve())),
         local_files=True,
         max_workers=os.cpu_count() or 1,
         retry_base_seconds=1,

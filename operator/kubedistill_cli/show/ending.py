@@ -50,7 +50,7 @@ def report_of(status: Status, folder: JobFolder) -> str:
     evaluated = status.stage("Evaluate")
     if evaluated is None or not evaluated.output_uri:
         found = sorted(folder.workspace.glob("jobs/*/evaluate-*/report.html"), key=lambda path: path.stat().st_mtime)
-        return words.place(f"file://{found[-1]}") if found and status.evaluation else ""
+        return words.near(found[-1]) if found and status.evaluation else ""
     return words.place(f"{evaluated.output_uri}/report.html")
 
 
@@ -76,7 +76,7 @@ def _facts(status: Status, folder: JobFolder) -> list[tuple[str, str]]:
         facts.append(("Report", text))
     if status.result:
         facts.append(("Model", words.place(status.result.model_uri)))
-    return [*facts, ("Logs", words.place(f"file://{folder.path.resolve() / 'logs'}"))]
+    return [*facts, ("Logs", words.near(folder.path.resolve() / "logs"))]
 
 
 def _failure(status: Status, folder: JobFolder) -> RenderableType:
@@ -86,7 +86,7 @@ def _failure(status: Status, folder: JobFolder) -> RenderableType:
         return Panel(condition.message if condition else status.reason, title=status.reason, border_style="red")
     parts: list[RenderableType] = [Text(failure.message)]
     if failure.log_tail:
-        parts += [Text(f"\nLast lines of {words.place(f'file://{_log(folder, failure.pod)}')}:", style="bold")]
+        parts += [Text(f"\nLast lines of {words.near(_log(folder, failure.pod))}:", style="bold")]
         parts += [Text(failure.log_tail, style="dim")]
     return Panel(Group(*parts), title=f"{failure.stage}: {failure.reason}", border_style="red", title_align="left")
 

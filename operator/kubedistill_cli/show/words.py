@@ -6,6 +6,7 @@ import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from kubedistill_api import uris
 from kubedistill_api.status import Progress, StageStatus, Status
 
 
@@ -61,8 +62,10 @@ def answers(status: Status) -> str:
 
 def place(uri: str) -> str:
     """A `file://` URI as a path, relative where it lies below the current folder."""
-    if not uri.startswith("file://"):
-        return uri
-    path = Path(uri.removeprefix("file://"))
+    return near(Path(uris.parse(uri).path)) if uris.scheme_is(uri, ("file",)) else uri
+
+
+def near(path: Path) -> str:
+    """A path, relative where it lies below the current folder."""
     shown = os.path.relpath(path)
     return str(path) if shown.startswith("..") else shown

@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kubedistill_api import uris
 from kubedistill_api.data import DataRef
 from kubedistill_trainer.errors import BadData, NotFound, Transient
 from kubedistill_trainer.preparation import files
@@ -56,6 +57,17 @@ def reading(place: Path, **columns: str) -> Reading:
 def read(place: Path, data: bytes, **columns: str) -> list[RawRow]:
     (place / "data").write_bytes(data)
     return list(reading(place / "data", **columns).rows())
+
+
+@pytest.mark.parametrize("name", ["my prompts.jsonl", "50%20off.jsonl", "Grüße.jsonl"])
+def test_a_file_is_found_however_its_uri_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(lines())
+    found = [
+        files.read(DataRef(uri=uri), {}, tmp_path / "scratch")
+        for uri in ((tmp_path / name).as_uri(), uris.of_path(str(tmp_path / name)))
+    ]
+    assert [len(list(each.rows())) for each in found] == [len(ROWS)] * 2
+    assert found[0].fingerprint == found[1].fingerprint
 
 
 SAME = {

@@ -21,6 +21,8 @@ import pytest
 from storing import writers
 from storing.processes import Mortal
 
+from kubedistill_api import uris
+from kubedistill_api.environment import CLAIM_ROOT
 from kubedistill_api.exits import Exit
 from kubedistill_trainer.errors import BadConfiguration, NotFound, Transient
 from kubedistill_trainer.store.workspace import BucketWorkspace, Workspace
@@ -46,7 +48,8 @@ class TestFiles:
         assert place.read_bytes(name) == b"content"
         assert place.exists(name)
         assert place.list("") == [name]
-        assert place.uri(name) == f"{place.root}/{name}"
+        around, rel = Workspace.around(place.uri(name))
+        assert around.read_bytes(rel) == b"content"
 
     @pytest.mark.parametrize("prefix", ["run#7/a", "what?x=1", "100%", "a;b&c"])
     def test_a_workspace_may_lie_below_any_name(self, place: Workspace, prefix: str, tmp_path: Path) -> None:
@@ -453,8 +456,28 @@ def test_a_store_that_is_away_is_a_reason_to_try_again(monkeypatch: pytest.Monke
     assert "s3://bucket/folder" in error.value.message
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "relative/path", "file://relative"])
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "relative/path", "file://relative", "file:///a%00b"])
 def test_a_uri_that_cannot_be_opened_says_what_to_write(uri: str) -> None:
     with pytest.raises(BadConfiguration) as error:
         Workspace.open(uri)
     assert "write " in error.value.message
+    with pytest.raises(BadConfiguration, match="write "):
+        Workspace.around(f"{uri}/name")
+
+
+@pytest.mark.parametrize("name", ["my prompts.jsonl", "50%20off", "Grüße#1?"])
+def test_a_folder_is_opened_however_its_uri_is_written_and_tells_uris_that_open_again(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / name).write_bytes(b"x")
+    for uri in ((tmp_path / name).as_uri(), uris.of_path(str(tmp_path / name))):
+        place = Workspace.open(uri)
+        assert place.list("") == [name]
+        around, rel = Workspace.around(place.uri(name))
+        assert (rel, around.read_bytes(rel)) == (name, b"x")
+
+
+def test_escapes_in_the_path_of_a_claim_are_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CLAIM_ROOT, str(tmp_path))
+    assert Workspace.open("pvc://claim/a%20b").local_path("c%20d") == tmp_path / "claim" / "a%20b" / "c%20d"

@@ -90,8 +90,7 @@ def fingerprint(uri: str) -> list[list[Any]]:
 
 def _files(uri: str) -> tuple[Workspace, list[FileInfo], list[FileInfo]]:
     """The store, the files that are read, and those that are passed over."""
-    folder, _, name = uri.rstrip("/").rpartition("/")
-    store = Workspace.open(folder)
+    store, name = Workspace.around(uri)
     files: list[FileInfo] = []
     hidden: list[FileInfo] = []
     for file in store.files(name):

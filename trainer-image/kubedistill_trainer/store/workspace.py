@@ -67,9 +67,18 @@ class Workspace(ABC):
                 return BucketWorkspace(uri, f"{location.authority}/{location.path}".rstrip("/"))
         raise BadConfiguration("UnknownScheme", f"{uri} cannot be opened: write s3://, pvc:// or file://.")
 
+    @staticmethod
+    def around(uri: str) -> tuple[Workspace, str]:
+        """The folder that holds what a URI names, and its path there. Raises as `open`."""
+        try:
+            folder, rel = uris.split(uri)
+        except ValueError as error:
+            raise BadConfiguration("InvalidURI", f"{error}.") from error
+        return Workspace.open(folder), rel
+
     def uri(self, rel: str) -> str:
         """The full URI of a path."""
-        return f"{self.root}/{rel}" if rel else self.root
+        return uris.below(self.root, rel)
 
     def local_path(self, rel: str) -> Path | None:
         """A direct path, where the place is a file system; None for a bucket."""
