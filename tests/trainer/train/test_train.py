@@ -203,14 +203,6 @@ def test_adapters_are_exported_merged_and_alone(trained: Callable[..., Any], tea
 @pytest.mark.parametrize(
     ("changes", "error", "reason"),
     [
-        pytest.param({"training": {"precision": "FP16"}}, BadConfiguration, "PrecisionUnsupported", id="FP16"),
-        pytest.param({"microBatchSize": 3}, BadConfiguration, "TrainingUnsupported", id="micro batch"),
-        pytest.param(
-            {"training": {"deepspeed": {"config": {"zero_optimization": {"stage": 3}}}}},
-            BadConfiguration,
-            "TrainingUnsupported",
-            id="a ZeRO stage beside the spec's own",
-        ),
         pytest.param(
             {"training": {"hyperparameters": {"maxSequenceLength": 16}}}, BadData, "NothingToTrainOn", id="too long"
         ),

@@ -127,6 +127,7 @@ def _train(run: TrainRun, context: StageContext, local: Path, nodes: Meeting) ->
 
 
 def _refuse(run: TrainRun) -> None:
+    """What the spec or this machine makes impossible, told before anything is fetched."""
     training = run.training
     if training.precision is Precision.FP16 and training.gpus_per_node == 0:
         raise BadConfiguration(
@@ -138,14 +139,26 @@ def _refuse(run: TrainRun) -> None:
         engine.configuration(training, run.micro_batch_size)
     except ValueError as error:
         raise BadConfiguration("TrainingUnsupported", f"The training cannot be set up: {error}.") from error
+    if training.gpus_per_node > 0:
+        _check_devices(training.gpus_per_node)
     if run.student.in_four_bits:
         _check_four_bits(training)
+
+
+def _check_devices(wanted: int) -> None:
+    found = torch.cuda.device_count()
+    if found < wanted:
+        raise BadConfiguration(
+            "DevicesMissing",
+            f"The training asks for {wanted} GPUs and sees {found}: write training.gpusPerNode: 0 to train on CPUs, or "
+            "run where the GPUs are.",
+        )
 
 
 def _check_four_bits(training: Training) -> None:
     if training.gpus_per_node == 0:
         four_bits.check_device("cpu")
-    elif torch.cuda.device_count():  # else the ranks say that GPUs are missing
+    else:
         four_bits.check_device_apart("cuda")
 
 

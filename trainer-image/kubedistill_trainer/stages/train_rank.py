@@ -244,12 +244,6 @@ def _place(rank: int, run: TrainRun) -> Place:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, usable_cpus() // per_node))
         return Place(rank, training.world_size, per_node=per_node)
-    if torch.cuda.device_count() < training.gpus_per_node:
-        raise BadConfiguration(
-            "DevicesMissing",
-            f"The training asks for {training.gpus_per_node} GPUs and sees {torch.cuda.device_count()}: write "
-            "training.gpusPerNode: 0 to train on CPUs, or run where the GPUs are.",
-        )
     return Place(rank, training.world_size, torch.device("cuda", rank % per_node), per_node)
 
 
