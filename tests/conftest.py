@@ -1,4 +1,5 @@
-"""Real servers for whoever asks: each is started once per test session, on free ports, and gone after it."""
+"""Real servers for whoever asks: each is started once per test session, on free ports, and gone after it. And what the
+tests of many folders share."""
 
 from __future__ import annotations
 
@@ -54,6 +55,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((place for place, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread, here and in processes that start here, until the session ends.
+
+    On toys a second thread only waits, and on a busy machine for long.
+    """
+    import torch  # here: the operator's tests need none
+
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,22 +21,12 @@ from ablations.signals import with_k
 from ablations.training import drawn, trained
 from kubedistill_trainer.stages import train_rank
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STUDIES = Path(__file__).resolve().parents[2] / "examples" / "studies"
 PROMPTS = [
     f"The {thing} is broken. What now?" for thing in ("lamp", "bell", "pump", "fan", "door", "key", "bag", "cup")
 ]
 POINT = replace(BASE, layers=2, prompts=8, k=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -222,10 +222,9 @@ def _results(workspace: Workspace) -> None:
     workspace.write_bytes("trained/student.json", json.dumps({"keptLayers": list(KEPT)}).encode())
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Toys are slower on several threads."""
-    torch.set_num_threads(1)
+@pytest.fixture(scope="session", autouse=True)
+def _everything_on_one_thread(one_thread: None) -> None:
+    pass
 
 
 @pytest.fixture(scope="session")
