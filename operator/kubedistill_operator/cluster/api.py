@@ -16,6 +16,7 @@ from kubernetes.aio.client import ApiClient
 from kubernetes.aio.utils.retry import retry_after_seconds
 
 from kubedistill_operator.cluster.errors import RefusedError, UnavailableError
+from kubedistill_operator.cluster.kinds import Raw
 from kubedistill_operator.core.ports import ConflictError
 
 FIELD_MANAGER = "kubedistill"
@@ -45,6 +46,16 @@ class Api:
     async def get(self, path: str, query: Query = (), accept: str = JSON) -> Any:
         """Read one object, a list, or (where the answer is no JSON) a text."""
         return await self._tried("GET", path, query, accept=accept)
+
+    async def find(self, path: str) -> Raw | None:
+        """One object, or None where the API server itself says that it is not there."""
+        try:
+            raw: Raw = await self.get(path)
+        except RefusedError as error:
+            if not error.says_not_found:
+                raise
+            return None
+        return raw
 
     async def post(self, path: str, body: Any) -> Any:
         """Create. It has read nothing that could have changed: a conflict is the server's own, as of a quota."""

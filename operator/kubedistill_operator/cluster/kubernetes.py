@@ -1,12 +1,10 @@
-"""`core.ports.Cluster` on a real Kubernetes: reads from the watches' copies, writes by server-side apply."""
+"""`core.ports.Cluster` on a real Kubernetes: sees by an `Observer`, writes by server-side apply."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -15,43 +13,19 @@ from pydantic import BaseModel, ValidationError
 
 from kubedistill_api.base import KIND
 from kubedistill_api.documents import schema_problems
-from kubedistill_api.identity import (
-    ANNOTATION_STARTED,
-    LABEL_ATTEMPT,
-    LABEL_JOB_UID,
-    LABEL_STAGE,
-    LABEL_TEACHER,
-)
+from kubedistill_api.identity import ANNOTATION_STARTED, LABEL_JOB_UID
 from kubedistill_api.job import DistillationJob
 from kubedistill_api.rules import Problem
-from kubedistill_api.status import StageState, StageStatus, Status
+from kubedistill_api.status import Status
 from kubedistill_operator.cluster.api import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, Api
 from kubedistill_operator.cluster.caches import Caches
-from kubedistill_operator.cluster.errors import ChildRefusedError, ClusterError, ForeignObjectError, RefusedError
+from kubedistill_operator.cluster.errors import ChildRefusedError, ForeignObjectError, RefusedError
 from kubedistill_operator.cluster.kinds import Raw, controller_uid, labels, path, version
-from kubedistill_operator.cluster.probes import ProgressProbe, TeacherProbe
-from kubedistill_operator.cluster.reading import (
-    is_active,
-    lacks_ends,
-    last_note,
-    read_job,
-    read_teacher,
-    waits_for_pods,
-    wants_log,
-)
+from kubedistill_operator.cluster.observing import Observer
 from kubedistill_operator.core.plans import Lease, Manifest, Ref
 from kubedistill_operator.core.ports import ConflictError
-from kubedistill_operator.core.seen import Refusal, Seen, SeenJob, SeenTeacher
-from kubedistill_operator.core.times import rfc3339, since
-
-CONTROLLER_LABEL = "batch.kubernetes.io/controller-uid"
-"""On the pods of a Job, by the Job controller."""
-LOG_LINES = 20
-LOG_BYTES = 4096
-YOUNG = timedelta(seconds=4)
-"""So long the Job controller may take to make pods before we ask why there are none."""
-LIVE_STATES = frozenset({StageState.WAITING, StageState.RUNNING})
-OPEN_STATES = LIVE_STATES | {StageState.PENDING}
+from kubedistill_operator.core.seen import Refusal, Seen
+from kubedistill_operator.core.times import rfc3339
 
 
 class UnreadableJobError(Exception):
@@ -82,15 +56,11 @@ class KubernetesCluster:
         """
         self._api = api
         self._caches = caches
-        self._progress = ProgressProbe(http, time.monotonic, progress_seconds)
-        self._teachers = TeacherProbe(http, time.monotonic, self._teacher_changed)
-        self._wake = wake
-        self._job_of_teacher: dict[str, str] = {}
+        self._observer = Observer(api, caches, http, progress_seconds=progress_seconds, wake=wake, now=now)
         self._written: dict[tuple[str, str], Raw] = {}
         self._foreign: dict[str, set[tuple[str, str, str]]] = {}
         self._refused: dict[str, dict[str, Refusal]] = {}
         self._now = now
-        self._tails: dict[str, str] = {}
 
     async def job(self, namespace: str, name: str) -> DistillationJob | None:
         """The job as the watch or our own last write knows it, whichever is newer.
@@ -112,28 +82,11 @@ class KubernetesCluster:
             raise UnreadableJobError(raw, schema_problems(error)) from error
 
     async def observe(self, job: DistillationJob) -> Seen:
-        """Every child that carries the job's uid, the progress of running pods, the last words of failed ones."""
-        uid, namespace = job.metadata.uid, job.metadata.namespace
-        await self._find_overlooked(job)
-        pods = list(self._caches.children("Pod", uid))
-        raw_jobs = list(self._caches.children("Job", uid))
-        reports = await self._progress.pull(uid, [pod for pod in pods if is_active(pod) and _is_of_any(raw_jobs, pod)])
-        tails = await self._log_tails(pods)
-        jobs = [
-            read_job(raw, pods, tails, [reports[p] for p in _pod_uids_of(raw, pods) if p in reports])
-            for raw in raw_jobs
-        ]
-        jobs = await asyncio.gather(
-            *(self._with_refused_pods(j, raw, pods) for j, raw in zip(jobs, raw_jobs, strict=True))
-        )
-        teachers = [read_teacher(raw, pods, tails) for raw in self._caches.children("Deployment", uid)]
-        return Seen(
-            jobs=tuple(sorted(_present(jobs), key=_job_order)),
-            teachers=tuple(self._asked(uid, teacher) for teacher in sorted(_present(teachers), key=_teacher_order)),
-            claim_bound=await self._claim_bound(job),
-            foreign=await self._still_foreign(namespace, uid),
-            refused=tuple(self._refused.get(uid, {}).values()),
-        )
+        """Every child that carries the job's uid, and what stood in the way of those that could not be made."""
+        uid = job.metadata.uid
+        seen = await self._observer.observe(job)
+        foreign = await self._still_foreign(job.metadata.namespace, uid)
+        return replace(seen, foreign=foreign, refused=tuple(self._refused.get(uid, {}).values()))
 
     async def apply(self, job: DistillationJob, manifest: Manifest) -> None:
         """Make one child be as the manifest says, unless its name is somebody else's.
@@ -157,7 +110,7 @@ class KubernetesCluster:
         kind, metadata = manifest["kind"], manifest["metadata"]
         namespace, name = job.metadata.namespace, metadata["name"]
         where = path(kind, namespace, name)
-        existing = await self._read(where)
+        existing = await self._api.find(where)
         if existing is not None:
             self._check_ownership(job, manifest, existing)
             if kind in ("Job", "ConfigMap"):
@@ -204,7 +157,7 @@ class KubernetesCluster:
             if error.status != 404:
                 raise
         except ConflictError:
-            now = await self._read(path(ref.kind, job.metadata.namespace, ref.name))
+            now = await self._api.find(path(ref.kind, job.metadata.namespace, ref.name))
             if now is not None and now["metadata"]["uid"] == ref.uid:
                 raise  # the server's own conflict
 
@@ -229,7 +182,7 @@ class KubernetesCluster:
             self._written[namespace, name] = await self._api.patch(where, body, JSON_PATCH)
         except ConflictError:
             # Either our copy is old, or a first try was committed and its answer lost.
-            now = await self._read(path(KIND, namespace, name))
+            now = await self._api.find(path(KIND, namespace, name))
             if now is None:
                 raise
             self._written[namespace, name] = now
@@ -251,99 +204,13 @@ class KubernetesCluster:
 
     async def close(self) -> None:
         """Stop what runs beside the passes."""
-        await self._teachers.close()
+        await self._observer.close()
 
     def forget(self, job_uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
         self._foreign.pop(job_uid, None)
         self._refused.pop(job_uid, None)
-        self._progress.forget(job_uid, [pod["metadata"]["uid"] for pod in self._caches.children("Pod", job_uid)])
-        for teacher in [t for t, uid in self._job_of_teacher.items() if uid == job_uid]:
-            del self._job_of_teacher[teacher]
-            self._teachers.forget(teacher)
-
-    # Reading
-
-    async def _read(self, where: str) -> Raw | None:
-        try:
-            raw: Raw = await self._api.get(where)
-        except RefusedError as error:
-            if not error.says_not_found:
-                raise
-            return None
-        return raw
-
-    async def _find_overlooked(self, job: DistillationJob) -> None:
-        """Jobs that the status says are there, and pods that say how they ended: absence is confirmed by asking."""
-        uid, namespace = job.metadata.uid, job.metadata.namespace
-        recorded = {stage.job for stage in job.status.stages if stage.job and stage.state in LIVE_STATES}
-        known = {raw["metadata"]["name"] for raw in self._caches.children("Job", uid)}
-        found = await asyncio.gather(*(self._read(path("Job", namespace, n)) for n in sorted(recorded - known)))
-        for raw in found:
-            if raw is not None and labels(raw).get(LABEL_JOB_UID) == uid:
-                self._caches.correct("Job", raw["metadata"]["uid"], raw)
-        pods = list(self._caches.children("Pod", uid))
-        for raw in list(self._caches.children("Job", uid)):
-            if _is_open(job.status, raw) and lacks_ends(raw, pods):
-                query = [("labelSelector", f"{CONTROLLER_LABEL}={raw['metadata']['uid']}")]
-                copies = {pod["metadata"]["uid"]: version(pod) for pod in pods}
-                for pod in (await self._api.get(path("Pod", namespace), query)).get("items") or []:
-                    if copies.get(pod["metadata"]["uid"], -1) < version(pod):
-                        self._caches.correct("Pod", pod["metadata"]["uid"], pod)
-
-    async def _log_tails(self, pods: Iterable[Raw]) -> dict[str, str]:
-        """The last lines of each failed pod's log, read once, by the pod's uid."""
-        failed = {pod["metadata"]["uid"]: pod for pod in pods if wants_log(pod)}
-        missing = [pod for uid, pod in failed.items() if uid not in self._tails]
-        tails = await asyncio.gather(*(self._log_tail(pod) for pod in missing))
-        self._tails.update({pod["metadata"]["uid"]: tail for pod, tail in zip(missing, tails, strict=True)})
-        return {uid: self._tails[uid] for uid in failed}
-
-    async def _log_tail(self, pod: Raw) -> str:
-        metadata = pod["metadata"]
-        query = [
-            ("container", pod["spec"]["containers"][0]["name"]),
-            ("tailLines", str(LOG_LINES)),
-            ("limitBytes", str(LOG_BYTES * 4)),
-        ]
-        if pod["status"].get("phase") != "Failed":
-            query.append(("previous", "true"))
-        try:
-            text = await self._api.get(path("Pod", metadata["namespace"], metadata["name"], "log"), query, accept="*/*")
-        except ClusterError:
-            return ""  # Its node or its log is gone; the exit code must do.
-        return str(text)[-LOG_BYTES:].strip()
-
-    async def _with_refused_pods(self, seen: SeenJob | None, raw: Raw, pods: Iterable[Raw]) -> SeenJob | None:
-        """The Job controller tells only by an Event that it may not make pods; asked for where a Job has none."""
-        if seen is None or not waits_for_pods(raw, pods) or since(seen.created_at, self._now()) < YOUNG:
-            return seen
-        query = [("fieldSelector", f"regarding.uid={seen.uid},reason=FailedCreate")]
-        try:
-            found = await self._api.get(path("Event", raw["metadata"]["namespace"]), query)
-        except ClusterError:
-            return seen  # We may not list Events, or cannot just now; the Job only seems to start.
-        return replace(seen, pods_refused=last_note(found.get("items") or []))
-
-    def _asked(self, job_uid: str, teacher: SeenTeacher) -> SeenTeacher:
-        self._job_of_teacher[teacher.uid] = job_uid
-        if not teacher.replicas_ready or teacher.deleting:
-            self._teachers.forget(teacher.uid)
-            return replace(teacher, message=_first_complaint(teacher))
-        answer = self._teachers.answer(teacher.uid, teacher.url)
-        return replace(teacher, answered=answer.answered, asked=answer.asked, message=answer.message)
-
-    def _teacher_changed(self, teacher_uid: str) -> None:
-        if job_uid := self._job_of_teacher.get(teacher_uid):
-            self._wake(job_uid)
-
-    async def _claim_bound(self, job: DistillationJob) -> bool | None:
-        pvc = job.spec.workspace.pvc
-        if pvc is not None and pvc.claim_name:
-            claim = await self._read(path("PersistentVolumeClaim", job.metadata.namespace, pvc.claim_name))
-        else:
-            claim = next(iter(self._caches.children("PersistentVolumeClaim", job.metadata.uid)), None)
-        return None if claim is None else claim.get("status", {}).get("phase") == "Bound"
+        self._observer.forget(job_uid)
 
     # Refusals
 
@@ -368,7 +235,7 @@ class KubernetesCluster:
         """
         owner = next(owner for owner in manifest["metadata"]["ownerReferences"] if owner.get("controller"))
         kind, name, uid = owner["kind"], owner["name"], owner["uid"]
-        now = await self._read(path(kind, namespace, name))
+        now = await self._api.find(path(kind, namespace, name))
         if now is None or now["metadata"]["uid"] != uid:
             self._caches.correct(kind, uid, None)
             raise ConflictError(f"{kind} {name} is gone")
@@ -389,7 +256,7 @@ class KubernetesCluster:
         """Names that were taken when we tried, and still are."""
         found = set()
         for kind, name, wanted in list(self._foreign.get(job_uid, ())):
-            existing = await self._read(path(kind, namespace, name))
+            existing = await self._api.find(path(kind, namespace, name))
             if existing is None or controller_uid(existing) == wanted:
                 self._foreign[job_uid].discard((kind, name, wanted))
             else:
@@ -415,39 +282,3 @@ def _plain(value: Any) -> Any:
 
 def _is_empty(value: Any) -> bool:
     return value is None or value in ("", [], {})
-
-
-def _is_open(status: Status, job: Raw) -> bool:
-    """Whether what becomes of this Job is not recorded yet."""
-    found = labels(job)
-    name = ":".join(part for part in (found.get(LABEL_STAGE), found.get(LABEL_TEACHER)) if part)
-    stage = status.stage(name) or StageStatus(name=name)
-    return (
-        stage.state in OPEN_STATES
-        and found.get(LABEL_ATTEMPT, "").isdecimal()
-        and (int(found[LABEL_ATTEMPT]) >= stage.attempt)
-    )
-
-
-def _present(found: Iterable[Any]) -> list[Any]:
-    return [item for item in found if item is not None]
-
-
-def _pod_uids_of(job: Raw, pods: Iterable[Raw]) -> list[str]:
-    return [pod["metadata"]["uid"] for pod in pods if controller_uid(pod) == job["metadata"]["uid"]]
-
-
-def _is_of_any(jobs: Iterable[Raw], pod: Raw) -> bool:
-    return any(controller_uid(pod) == job["metadata"]["uid"] for job in jobs)
-
-
-def _job_order(job: SeenJob) -> tuple[str, int]:
-    return str(job.key), job.attempt
-
-
-def _teacher_order(teacher: SeenTeacher) -> tuple[str, int]:
-    return teacher.teacher, teacher.attempt
-
-
-def _first_complaint(teacher: SeenTeacher) -> str:
-    return next((f"{p.waiting_reason}: {p.waiting_message}" for p in teacher.pods if p.waiting_reason), "")
