@@ -89,7 +89,7 @@ def figures(found: dict[str, Any]) -> list[Figure]:
             max(loss["relative_differences_of_gradient_norms"]),
             at_most=10 * tolerance,
         ),
-        Figure("memory of the loss, plain / chunked", loss["memory_ratio"], "x", at_least=10 if on_cpu else 3),
+        Figure("memory of the loss, plain / chunked", loss["memory_ratio"], "x", at_least=10 if on_cpu else 4),
         Figure("time of the loss, plain / chunked", loss["plain"][clock] / loss["chunked"][clock], "x", at_least=1),
         Figure("memory of the chunked loss", loss["chunked"]["loss_mib"], "MiB"),
         Figure(
