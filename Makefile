@@ -55,7 +55,7 @@ demo: .venv/.trainer ## A distilled student on this machine, no cluster: about e
 	$(BIN)/kubedistill run examples/01-quickstart.yaml
 
 .PHONY: check
-check: .venv/.dev ## Format, lint, types, floors, drift and unit tests: under two minutes
+check: .venv/.dev ## Format, lint, types, import layers, drift and unit tests: under two minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -74,7 +74,7 @@ gpu: .venv/.dev ## What a GPU does otherwise, on a machine that has one: about t
 # --- With a real Kubernetes --------------------------------------------------------------------------------------
 
 .PHONY: cluster
-cluster: .venv/.dev ## A real Kubernetes on this machine (or nothing to do, with KUBECONFIG set)
+cluster: .venv/.dev ## A real Kubernetes on this machine (with KUBECONFIG set only its tools are built)
 	$(RIG) build
 	test -n "$${KUBECONFIG:-}" || $(RIG) up
 

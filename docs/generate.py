@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,16 @@ def _fields(node: dict[str, Any], path: str) -> list[tuple[str, dict[str, Any]]]
 def _row(path: str, node: dict[str, Any]) -> str:
     inner = node.get("items", node)
     type_ = " \\| ".join(inner["enum"]) if "enum" in inner else inner.get("type", "int or string")
-    default = "" if node.get("default") in (None, {}, [], "") else f"`{node['default']}`"
-    return f"| `{path}` | {type_} | {default} | {_range(inner)}{node.get('description', '')} |"
+    default = "" if node.get("default") in (None, {}, [], "") else f"`{json.dumps(node['default'])}`"
+    meaning = " ".join(str(node.get("description", "")).split())
+    return f"| `{path}` | {type_} | {default} | {_range(inner)}{meaning} |"
 
 
 def _range(node: dict[str, Any]) -> str:
     low, high = node.get("minimum"), node.get("maximum")
     if node.get("type") not in ("integer", "number") or low is None or high is None or high > 10**12:
         return ""
-    return f"({low:g} to {high:g}) "
+    return f"({low:.12g} to {high:.12g}) "
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Data(Model):
     on_invalid_row: OnInvalidRow = OnInvalidRow.DROP
     """`Drop` bears up to `maxInvalidShare`; `Fail` bears none."""
     max_invalid_share: Fraction = 0.1
-    """More broken rows than this share of all rows: the job fails before anything dear starts."""
+    """More broken rows than this share of all rows: the job fails before anything expensive starts."""
     system_prompt: LongText = ""
     """Put before rows that bring no system message of their own."""
     max_rows: Annotated[int, Field(ge=1, le=10**9)] | None = None

@@ -327,7 +327,7 @@ IMMUTABLE = (
         (
             f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec.{field} == oldSelf.spec.{field}",
             f"spec.{field} cannot change once the job has started: make a new DistillationJob (its answers are reused "
-            "where nothing that shapes them changed)",
+            "where nothing that shapes them changed and the workspace outlives the old job)",
         )
         for field in _SPEC_FIELDS
     ),

@@ -64,7 +64,7 @@ class Endpoint(Model):
 
 
 class PrepareRun(RunBase):
-    """Check everything before anything dear starts."""
+    """Check everything before anything expensive starts."""
 
     stage: Literal[Stage.PREPARE] = Stage.PREPARE
     spec: DistillationJobSpec

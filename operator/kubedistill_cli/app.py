@@ -83,20 +83,27 @@ def validate(file: JobFile, output: OutputOption = Output.TEXT) -> None:
     """Check a job file: all problems at once, with their field paths.
 
     Nothing is started or downloaded. The rules are those of the API server; files and models are looked at only when
-    the job runs.
+    the job runs. A job that only `kubedistill run` takes is sound, and what a cluster would refuse of it is said.
 
     Exit codes: 0, the job is sound; 64, it is not.
     """
     found: list[Problem] = []
+    only_here: list[Problem] = []
     try:
-        documents.load(file)
+        only_here = documents.refusals_of_a_cluster(documents.load(file))
     except InvalidDocumentError as error:
         found = error.problems
     if output is Output.JSON:
-        problems = [{"path": problem.path, "message": problem.message} for problem in found]
-        print(json.dumps({"valid": not found, "problems": problems}))
+        said = {"problems": found, "refusedByACluster": only_here}
+        lists = {name: [{"path": p.path, "message": p.message} for p in some] for name, some in said.items()}
+        print(json.dumps({"valid": not found, **lists}))
+    elif found:
+        _say_problems(file, found)
+    elif only_here:
+        print(f"{file}: the job is sound for `kubedistill run`. A cluster refuses it:")
+        print("\n".join(f"  {problem}" for problem in only_here))
     else:
-        _say_problems(file, found) if found else print(f"{file}: the job is sound")
+        print(f"{file}: the job is sound")
     raise typer.Exit(int(Exit.BAD_CONFIGURATION) if found else 0)
 
 

@@ -40,6 +40,11 @@ def load(path: Path) -> DistillationJob:
     return job
 
 
+def refusals_of_a_cluster(job: DistillationJob) -> list[Problem]:
+    """What an operator would refuse of a job that `kubedistill run` takes."""
+    return problems(job, Settings())
+
+
 class _PlainDumper(yaml.SafeDumper):
     """No anchors: what stands twice is written twice, as people do."""
 

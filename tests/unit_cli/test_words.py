@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from kubedistill_cli.app import app
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 COMMANDS = ("validate", "plan", "run", "status", "report")
 
 
@@ -70,3 +72,19 @@ def test_machines_get_every_problem_with_its_path(tmp_path: Path) -> None:
     assert (done.exit_code, said["valid"]) == (64, False)
     paths = {problem["path"] for problem in said["problems"]}
     assert {"apiVersion", "metadata", "spec.task", "spec.taks", "spec.teachers", "spec.output"} <= paths
+
+
+def test_what_only_a_run_on_this_machine_takes_is_sound_and_said(tmp_path: Path) -> None:
+    job = (EXAMPLES / "01-quickstart.yaml").read_text()
+    here, there = tmp_path / "here.yaml", tmp_path / "there.yaml"
+    here.write_text(job)
+    there.write_text(re.sub(r"(output:\s+uri:) \S+", r"\1 s3://acme/models/a", job))
+    done = kubedistill("validate", str(here))
+    assert done.exit_code == 0
+    assert (
+        f"{here}: the job is sound for `kubedistill run`. A cluster refuses it:\n  spec.output.uri: file://"
+        in done.stdout
+    )
+    said = json.loads(kubedistill("validate", "--output", "json", str(here)).stdout)
+    assert (said["valid"], [problem["path"] for problem in said["refusedByACluster"]]) == (True, ["spec.output.uri"])
+    assert kubedistill("validate", str(there)).stdout == f"{there}: the job is sound\n"
