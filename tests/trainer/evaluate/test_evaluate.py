@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -119,6 +120,9 @@ def test_only_so_many_prompts_are_answered_but_all_answers_are_read(world: Any) 
     notes = " ".join(json.loads(few.read("scores.json"))["notes"])
     assert "over 12 of the teacher's answers" in notes
     assert "to 5 of these prompts" in notes
+    assert re.search(
+        r"Cut off before their end: \d of 5 answers of the trained student \(\d of the untrained one's\)\.", notes
+    )
 
 
 def test_two_evaluations_of_the_same_weights_say_the_same(world: Any) -> None:

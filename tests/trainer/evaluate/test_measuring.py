@@ -16,6 +16,7 @@ from kubedistill_trainer.core.batching import Example
 from kubedistill_trainer.core.signals import Text
 from kubedistill_trainer.evaluation import answering, reading, timing
 from kubedistill_trainer.evaluation.answering import Question, limit_for, until_end
+from kubedistill_trainer.evaluation.meter import Exam
 from kubedistill_trainer.stages.held_out import chosen, last_answer, question
 from kubedistill_trainer.store.shards import AnswerRow
 
@@ -62,6 +63,16 @@ def test_answers_come_back_in_the_order_of_the_questions_whatever_the_batches(ti
     alone = [answering.answer(tiny_model, [one], [0], TOKENS, lambda _: None)[0] for one in questions]
     assert together == alone
     assert all(len(answer) <= question.limit for answer, question in zip(together, questions, strict=True))
+
+
+def test_answers_that_found_no_end_are_counted(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    questions = [Question((5, 6, 7), 6), Question((5,), 3), Question((9, 8), 4)]
+    written = answering.answer(tiny_model, questions, [], TOKENS, lambda _: None)
+    end = written[0][2]
+    exam = Exam({}, questions, tiny_tokenizer, packing=True)
+    assert exam.unended(written) == 3, "there is no end"
+    assert exam.unended([until_end(written[0], [end]), *written[1:]]) == 2
+    assert exam.unended([written[0], written[1], written[2][:3]]) == 2, "the end was the last token it might write"
 
 
 def test_a_model_never_answers_with_a_token_its_tokenizer_does_not_have(tiny_model: Any) -> None:

@@ -2,8 +2,7 @@
 
 A block-diagonal mask gives the same numbers at the cost of attending over the whole line, which on a CPU is most of a
 step. Here the rows are attended one after the other (CPU; any device in float32), or by torch's own variable-length
-kernel (CUDA in half precision). Where flash-attn is installed, transformers' "flash_attention_2" takes the very same
-micro batch. Without borders (generation, padded batches) it is transformers' own "sdpa".
+kernel (CUDA in half precision). Without borders (generation, padded batches) it is transformers' own "sdpa".
 
 Two things that "sdpa" leaves to others are done here, because the numbers are wrong without them: a sliding window
 where no mask says it, and the softcap of Gemma 2's scores, which no fused kernel of torch has. A layer with a softcap

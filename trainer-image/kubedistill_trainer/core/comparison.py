@@ -37,6 +37,8 @@ class Measured:
     reading: Reading | None = None
     answers: Sequence[str] | None = None
     """To the questions, in their order."""
+    unended: int = 0
+    """Of these answers, those that came to no end in the length they were given."""
     size: Size | None = None
     speed: Speed | None = None
     readings: Mapping[str, Reading] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a job will need, before anything dear starts. Estimates err on the high side; each names its source."""
+"""What a job will need, before anything expensive starts. Estimates err on the high side; each names its source."""
 
 from __future__ import annotations
 

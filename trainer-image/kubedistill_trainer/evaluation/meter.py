@@ -39,6 +39,10 @@ class Exam:
         """Token ids as text."""
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
+    def unended(self, answers: Sequence[Sequence[int]]) -> int:
+        """How many were cut off: an answer that ended is shorter than its limit, by the end at least."""
+        return sum(len(ids) >= question.limit for ids, question in zip(answers, self.questions, strict=True))
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -74,11 +78,13 @@ class Meter:
             )
             for teacher, examples in self.exam.examples.items()
         }
+        written = self._answers(candidate, model) if answers else None
         return Measured(
             reading=sum(readings.values(), Reading()),
             readings=readings,
             size=size_of(model),
-            answers=self._answers(candidate, model) if answers else None,
+            answers=self.exam.texts(written) if written is not None else None,
+            unended=self.exam.unended(written) if written is not None else 0,
             speed=self._speed(candidate, model) if speed else None,
         )
 
@@ -92,11 +98,9 @@ class Meter:
         self.say(f"loading the {candidate.name}")
         return at_ease(candidate.load())
 
-    def _answers(self, candidate: Candidate, model: Any) -> list[str]:
+    def _answers(self, candidate: Candidate, model: Any) -> list[list[int]]:
         self.say(f"answering with the {candidate.name}")
-        return self.exam.texts(
-            answering.answer(model, self.exam.questions, candidate.end_ids, len(self.exam.tokenizer), self.tick)
-        )
+        return answering.answer(model, self.exam.questions, candidate.end_ids, len(self.exam.tokenizer), self.tick)
 
     def _speed(self, candidate: Candidate, model: Any) -> Speed:
         self.say(f"timing the {candidate.name}")

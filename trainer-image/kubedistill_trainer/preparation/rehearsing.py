@@ -1,4 +1,4 @@
-"""The formats of the output, before anything dear starts: can they be written, how large will they be?
+"""The formats of the output, before anything expensive starts: can they be written, how large will they be?
 
 Everything but the weights is written and read back. Torch's exporter and the GGUF package are imported only if they are
 asked for.

@@ -127,7 +127,7 @@ def judged(
         verdicts=judge(comparison, run.evaluation.gates),
         sizes=sizes,
         speeds={who: m.speed for who, m in (("Student", after), ("Teacher", teacher)) if m.speed},
-        notes=notes(run, held_out),
+        notes=[*notes(run, held_out), *endings(before, after)],
         by_teacher=by_teacher(run.evaluation.metrics, held_out.by, *models) if len(run.teachers) > 1 else {},
     )
 
@@ -161,6 +161,16 @@ def notes(run: EvaluateRun, held_out: HeldOut) -> list[str]:
     if held_out.by.guidance.instruction:
         said.append("The teacher was told more than the students: how to reason, or how long to write (docs/tasks.md).")
     return said
+
+
+def endings(before: Measured, after: Measured) -> list[str]:
+    """Whether the students know where to stop: one that does not answers at its server's limit, whatever its scores."""
+    if not after.answers:
+        return []
+    cut = f"{after.unended:,} of {len(after.answers):,} answers of the trained student"
+    was = f" ({before.unended:,} of the untrained one's)" if before.answers else ""
+    how = "half as much again as the teacher's and 16 tokens, at most maxTokens"
+    return [f"Cut off before their end: {cut}{was}. An answer may get {how}."]
 
 
 def every_example(held_out: HeldOut) -> list[Example]:

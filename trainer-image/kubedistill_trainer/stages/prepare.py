@@ -1,4 +1,4 @@
-"""Prepare: everything that can be known before anything dear starts.
+"""Prepare: everything that can be known before anything expensive starts.
 
 <prepared>/train.parquet, valid.parquet   see store.rows
 <prepared>/tokenizer/, teachers/<name>/   tokenizers, with the chat templates that are used
