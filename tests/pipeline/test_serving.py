@@ -25,6 +25,7 @@ import pytest
 import torch
 import yaml
 from teaching.in_vllm import ask
+from teaching.models import broad_llama, byte_tokenizer
 from teaching.scores import ROUNDED, apart, check_candidates, in_common
 from transformers import AutoModelForCausalLM
 
@@ -124,23 +125,44 @@ def test_three_ways_give_the_same_scores(
 ) -> None:
     """From the shards of the two jobs, and from the engine itself; all in float32."""
     (outcomes,) = ask(toy, tmp_path / "outcomes", [GREEDY], requests)
-    far = compared({"HTTP": of_rows(served), "vLLM": of_outcomes(outcomes), "Transformers": of_rows(whole)})
+    ways = {"HTTP": of_rows(served), "vLLM": of_outcomes(outcomes), "Transformers": of_rows(whole)}
+    far, positions, same = compared(ways)
     assert far.max() <= 2 * ROUNDED + 0.005
+    assert same >= 0.8 * len(requests)
+    assert positions > 1.5 * len(requests), "an answer and its end; this teacher is terse"
 
 
-def test_three_ways_give_the_same_scores_in_bfloat16(toy: Path, requests: list[Request], tmp_path: Path) -> None:
-    engine = TransformersTeacher.load(toy, "BF16", GREEDY, batch_size=8)
-    with vllm_server(toy, tmp_path / "server.log") as url:
-        client = HttpTeacher(Server(url, "teacher", token_ids=True), GREEDY, load_tokenizer(toy), engine.ends)
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that seldom finds an end: its answers are as long as they may be."""
+    folder = tmp_path_factory.mktemp("talker")
+    tokenizer = byte_tokenizer()
+    broad_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_three_ways_give_the_same_scores_in_bfloat16(talker: Path, tmp_path: Path) -> None:
+    """As long as all write the same: of tokens that are alike to rounding, either may be drawn."""
+    texts = ["Hi", "Why is the sky blue?", "Name three rivers.", "?", "How? " * 20, "Write a poem about rain."]
+    requests = [Request(text, 0, 0, [{"role": "user", "content": text}], seed=n) for n, text in enumerate(texts)]
+    engine = TransformersTeacher.load(talker, "BF16", GREEDY, batch_size=4)
+    with vllm_server(talker, tmp_path / "server.log") as url:
+        client = HttpTeacher(Server(url, "teacher", token_ids=True), GREEDY, load_tokenizer(talker), engine.ends)
         served, here = asked(client, requests), asked(engine, requests)
-    (outcomes,) = ask(toy, tmp_path / "outcomes", [GREEDY], requests, "BF16")
-    far = compared({"HTTP": served, "vLLM": of_outcomes(outcomes), "Transformers": here})
+    (outcomes,) = ask(talker, tmp_path / "outcomes", [GREEDY], requests, "BF16")
+    ways = {"HTTP": served, "vLLM": of_outcomes(outcomes), "Transformers": here}
+    assert set(served) == set(here) == set(ways["vLLM"]) == {request.key for request in requests}
+    far, positions, same = compared(ways)
+    print("DEBUG", far.max(), far.mean(), positions, same)
     assert far.max() <= BF16_MOST
     assert far.mean() <= BF16_MEAN
+    assert positions >= 10 * len(requests)
 
 
-def compared(ways: Mapping[str, Scored]) -> npt.NDArray[np.float64]:
-    """How far any two of the ways are apart, for as long as all of them wrote the same tokens.
+def compared(ways: Mapping[str, Scored]) -> tuple[npt.NDArray[np.float64], int, int]:
+    """How far any two of the ways are apart, for as long as all of them wrote the same tokens; how many tokens these
+    are, and how many whole answers.
 
     The token at which they part was drawn from the same context, so its candidates are compared as well.
     """
@@ -154,9 +176,7 @@ def compared(ways: Mapping[str, Scored]) -> npt.NDArray[np.float64]:
         positions += together
         for one, other in combinations(ways.values(), 2):
             far += apart(one[key][1], other[key][1], together)
-    assert same >= 0.8 * len(first)
-    assert positions > 1.5 * len(first), "an answer and its end; this teacher is terse"
-    return np.array(far)
+    return np.array(far), positions, same
 
 
 def of_rows(job: Any) -> Scored:

@@ -9,48 +9,22 @@ from typing import Any
 import pytest
 import s3fs
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from teaching.models import broad_llama, byte_tokenizer, llama
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kubedistill_trainer.core.signals import Logprobs, Supervision
-
-CHATML = (
-    "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """One token a byte, and two that begin and end a message."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"</s>": 0, "<s>": 1} | {letter: i for i, letter in enumerate(alphabet, start=2)}
-    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>", bos_token="<s>", pad_token="</s>")
-    fast.chat_template = CHATML
-    return fast
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Any:
-    """Random weights, three query heads for each key head, six logits more than the tokenizer has tokens."""
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=264,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.4,
-        eos_token_id=0,
-        bos_token_id=1,
-    )
-    return LlamaForCausalLM(config).eval()
+    """Three query heads for each key head, six logits more than the tokenizer has tokens."""
+    return llama(264, heads=(6, 2), hidden=48, spread=0.4)
 
 
 PADDING = 24
@@ -59,23 +33,8 @@ PADDING = 24
 
 @pytest.fixture(scope="session")
 def broad_model(tiny_tokenizer: Any) -> Any:
-    """As the tiny one, for vLLM: on CPUs its kernels begin at a head size of 32. The rows that pad its vocabulary are
-    often the likeliest.
-    """
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer) + PADDING,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        eos_token_id=0,
-        bos_token_id=1,
-    )
-    model = LlamaForCausalLM(config).eval()
+    """For vLLM. The rows that pad its vocabulary are often the likeliest."""
+    model = broad_llama(len(tiny_tokenizer) + PADDING)
     with torch.no_grad():
         model.lm_head.weight[-PADDING:] *= 2
     return model

@@ -24,10 +24,14 @@ LOSS = loss_of(Objective(type="ForwardKL", soft_weight=0.6), sampled_tail=True)
 HARD = loss_of(Objective(type="CrossEntropy"), sampled_tail=False)
 END = 1
 LOSSES = {
+    "cross-entropy": HARD,
+    "forward-bucket": loss_of(Objective(type="ForwardKL", soft_weight=1.0), sampled_tail=False),
     "forward-sampled": LOSS,
     "reverse": loss_of(Objective(type="ReverseKL", soft_weight=1.0), sampled_tail=False),
+    "js-bucket": loss_of(Objective(type="JensenShannon", soft_weight=1.0, beta=0.9), sampled_tail=False),
     "js-sampled": loss_of(Objective(type="JensenShannon", soft_weight=0.6), sampled_tail=True),
-    "skew": loss_of(Objective(type="SkewKL", soft_weight=1.0), sampled_tail=False),
+    "skew-bucket": loss_of(Objective(type="SkewKL", soft_weight=1.0), sampled_tail=False),
+    "skew-sampled": loss_of(Objective(type="SkewKL", soft_weight=0.6, beta=0.3), sampled_tail=True),
 }
 
 

@@ -29,7 +29,12 @@ LONG: dict[str, Any] = {
     "hyperparameters": {"epochs": 24, "learningRate": 5e-4},
     "checkpoints": {"everySteps": EVERY, "keepLast": 2},
 }
-"""72 steps. Dropout in the adapters, so that the random state matters as well."""
+"""72 steps."""
+KINDS: dict[str, dict[str, Any]] = {
+    # Dropout in the adapters, so that the random state matters as well.
+    "LoRA": {"student": {"adapter": {"rank": 4, "alpha": 8, "dropout": 0.1}}, "training": LONG},
+    "all-weights-ZeRO-2": {"training": {**LONG, "deepspeed": {"zeroStage": 2}}},
+}
 
 
 class Training:
@@ -82,22 +87,22 @@ class Training:
 @pytest.fixture
 def a_training(
     a_run: Callable[..., TrainRun], a_context: Callable[..., StageContext], server: Server
-) -> Callable[[str], Training]:
-    def build(name: str) -> Training:
+) -> Callable[[str, str], Training]:
+    def build(name: str, kind: str) -> Training:
         workspace = a_context(name).workspace
         folder = workspace.local_path("")
         assert folder is not None
-        adapter = {"rank": 4, "alpha": 8, "dropout": 0.1}
-        return Training(a_run(workspace=workspace.root, student={"adapter": adapter}, training=LONG), folder, server)
+        return Training(a_run(workspace=workspace.root, **KINDS[kind]), folder, server)
 
     return build
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_kills_at_twenty_random_steps_change_neither_rows_nor_losses_nor_the_student(
-    a_training: Callable[[str], Training],
+    a_training: Callable[[str, str], Training], kind: str
 ) -> None:
     lottery = random.Random(11)
-    whole, killed = a_training("whole"), a_training("killed")
+    whole, killed = a_training("whole", kind), a_training("killed", kind)
     whole.finish()
     for _ in range(KILLS):
         killed.killed_at(killed.checkpoint + lottery.randint(0, EVERY), lottery.uniform(0, 0.02))

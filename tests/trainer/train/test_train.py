@@ -11,11 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kubedistill_api.run import TrainRun
+from kubedistill_api.training import Objective
 from kubedistill_trainer import engine, runtime
 from kubedistill_trainer.core import attention
 from kubedistill_trainer.core.batching import Example, pack
-from kubedistill_trainer.core.losses import cross_entropy
-from kubedistill_trainer.core.signals import Text
+from kubedistill_trainer.core.losses import loss_of
+from kubedistill_trainer.core.signals import Text, top_k
 from kubedistill_trainer.distiller import Distiller
 from kubedistill_trainer.errors import BadConfiguration, BadData, Stopped
 from kubedistill_trainer.models import load_model
@@ -28,6 +29,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # DeepSpeed's, when it first meets ZeRO
     pytest.mark.filterwarnings("ignore:`torch.distributed:FutureWarning"),  # DeepSpeed's ZeRO-3
 ]
+
+
+def an_example(length: int, *, scored: bool) -> Example:
+    """A row of made-up tokens, all but three of them targets."""
+    ids_T, mask_T = torch.arange(length) + 3, torch.arange(length) > 2
+    logits_NV = 3 * torch.randn(int(mask_T.sum()), 64, generator=torch.Generator().manual_seed(length))
+    return Example(str(length), ids_T, mask_T, top_k(logits_NV, ids_T[mask_T], 8) if scored else Text())
 
 
 def test_a_pruned_student_learns_and_its_export_is_what_was_trained(trained: Callable[..., Any], teacher: Path) -> None:
@@ -161,18 +169,19 @@ def test_a_student_that_is_its_teacher_begins_with_nothing_to_learn(trained: Cal
     assert 0 <= done.losses[0] < 1e-3
 
 
+@pytest.mark.parametrize("type_", ["CrossEntropy", "ForwardKL", "ReverseKL", "JensenShannon", "SkewKL"])
 def test_a_batch_has_the_same_loss_in_training_and_in_evaluation(
-    teacher: Path, a_run: Callable[..., TrainRun], tmp_path: Path
+    teacher: Path, a_run: Callable[..., TrainRun], tmp_path: Path, type_: str
 ) -> None:
     training = a_run().training
-    ids = [torch.arange(length) + 3 for length in (9, 4, 17)]
-    batch = pack([Example(str(len(row)), row, torch.arange(len(row)) > 2, Text()) for row in ids])
+    loss = loss_of(Objective(type=type_), sampled_tail=False)
+    batch = pack([an_example(length, scored=type_ != "CrossEntropy") for length in (9, 4, 17)])
     folder = tmp_path / "my 50%20"  # torch reads such a URI without decoding it
     folder.mkdir()
     with engine.together(engine.Place(), (folder / "rendezvous").as_uri()):
         model = load_model(teacher, torch.float32)
         model.set_attn_implementation(attention.install())
-        one = engine.Engine(Distiller(model, cross_entropy, 512), training, 2, engine.Place())
+        one = engine.Engine(Distiller(model, loss, 512), training, 2, engine.Place())
         before = one.evaluate(batch)
         during = one.step([batch] * 2, 2 * len(batch.supervision), learning_rate=1e-2)
         after = one.evaluate(batch)

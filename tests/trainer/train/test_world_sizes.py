@@ -27,11 +27,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "all-weights": {},
     "LoRA": {"student": {"adapter": {"rank": 4, "alpha": 8}}},
     "QLoRA": {"student": {"adapter": {"type": "QLoRA", "rank": 4, "alpha": 8}}},
+    "ReverseKL": {"training": {"objective": {"type": "ReverseKL"}}},
+    "JensenShannon": {"training": {"objective": {"type": "JensenShannon"}}},
     "beside-its-teacher": {"training": {"objective": {"hiddenStates": {"weight": 1}, "attention": {"weight": 0.5}}}},
 }
 CASES = [
     *(("all-weights", zero) for zero in (0, 1, 2, 3)),
     *(("LoRA", zero) for zero in (2, 3)),
+    ("ReverseKL", 2),
+    ("JensenShannon", 3),
     ("beside-its-teacher", 2),
     ("QLoRA", 2),
 ]
