@@ -101,15 +101,14 @@ def test_a_marker_can_be_written_again_with_what_a_validation_said(checkpoints: 
 
 def test_losses_after_the_checkpoint_are_forgotten_and_so_is_a_torn_line(tmp_path: Path) -> None:
     log = LossLog(Workspace.open(tmp_path.as_uri()), "trained", tmp_path / "scratch")
-    log.rewind(0)
+    log.rewind(0, 0)
     for step in (1, 2, 3):
         log.append(step=step, loss=1.0 / step)
     log.append(step=2, validation_loss=0.7)
     with log.path.open("a") as file:
         file.write('{"step": 1, "lo')
-    log.rewind(2)
-    assert log.path.read_text().splitlines() == [
-        '{"step": 1, "loss": 1.0}',
-        '{"step": 2, "loss": 0.5}',
-        '{"step": 2, "validation_loss": 0.7}',
-    ]
+    log.rewind(2, 2)
+    steps = ['{"step": 1, "loss": 1.0}', '{"step": 2, "loss": 0.5}']
+    assert log.path.read_text().splitlines() == [*steps, '{"step": 2, "validation_loss": 0.7}']
+    log.rewind(2, 1)
+    assert log.path.read_text().splitlines() == steps, "the checkpoint does not know of that look: it will come again"

@@ -202,7 +202,8 @@ def _newest(run: TrainRun, checkpoints: Checkpoints, context: StageContext) -> C
     complete = checkpoints.complete()
     checkpoints.keep_only([each.state.step for each in complete])
     newest = complete[-1] if complete else None
-    LossLog(context.workspace, run.folder, context.scratch).rewind(newest.state.step if newest else 0)
+    state = newest.state if newest else TrainingState()
+    LossLog(context.workspace, run.folder, context.scratch).rewind(state.step, state.validated_step)
     if newest is not None:
         context.log.info("going on from the checkpoint of step %d", newest.state.step)
     return newest

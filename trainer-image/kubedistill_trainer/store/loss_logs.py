@@ -26,12 +26,15 @@ class LossLog:
         self._direct = workspace.local_path(self._name)
         self.path = self._direct or scratch / NAME
 
-    def rewind(self, step: int) -> None:
-        """Forget what came after `step`: it will come again. A line cut short by a crash is forgotten too."""
+    def rewind(self, step: int, validated_step: int) -> None:
+        """Forget what came after `step`, and looks at the held-out answers after `validated_step`: it will come again.
+
+        A look may be in the log and not yet in the checkpoint of its step. A line cut short by a crash goes, too.
+        """
         if self._direct is None and self._workspace.exists(self._name):
             self._workspace.fetch(self._name, self.path)
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if 0 < _step(line) <= step]
+        kept = [line for line in lines if 0 < _step(line) <= (validated_step if '"validation_loss"' in line else step)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_name(f".{NAME}")
         draft.write_text("".join(f"{line}\n" for line in kept))
