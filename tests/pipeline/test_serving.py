@@ -53,7 +53,7 @@ STORED = 0.02
 K = 8
 GREEDY = Sampling(temperature=0, max_tokens=32, k=K)
 BF16_MOST, BF16_MEAN = 0.125, 0.01
-"""In nats, or of a logprob beyond one nat; measured 0.056 and 0.0024. Of a logit of 16, bfloat16's last bit is 1/16."""
+"""In nats, or of a logprob beyond one nat; measured 0.030 and 0.0034. Of a logit of 16, bfloat16's last bit is 1/16."""
 
 
 @pytest.fixture(scope="module")
@@ -145,19 +145,19 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_three_ways_give_the_same_scores_in_bfloat16(talker: Path, tmp_path: Path) -> None:
     """As long as all write the same: of tokens that are alike to rounding, either may be drawn."""
     texts = ["Hi", "Why is the sky blue?", "Name three rivers.", "?", "How? " * 20, "Write a poem about rain."]
-    requests = [Request(text, 0, 0, [{"role": "user", "content": text}], seed=n) for n, text in enumerate(texts)]
+    chats: list[list[dict[str, Any]]] = [[{"role": "user", "content": text}] for text in texts]
+    requests = [Request(str(n), 0, 0, chat, seed=n) for n, chat in enumerate(chats)]
     engine = TransformersTeacher.load(talker, "BF16", GREEDY, batch_size=4)
     with vllm_server(talker, tmp_path / "server.log") as url:
         client = HttpTeacher(Server(url, "teacher", token_ids=True), GREEDY, load_tokenizer(talker), engine.ends)
         served, here = asked(client, requests), asked(engine, requests)
     (outcomes,) = ask(talker, tmp_path / "outcomes", [GREEDY], requests, "BF16")
     ways = {"HTTP": served, "vLLM": of_outcomes(outcomes), "Transformers": here}
-    assert set(served) == set(here) == set(ways["vLLM"]) == {request.key for request in requests}
-    far, positions, same = compared(ways)
-    print("DEBUG", far.max(), far.mean(), positions, same)
+    assert set(served) == set(here) == set(ways["vLLM"]) == {str(n) for n in range(len(texts))}
+    far, positions, _ = compared(ways)
     assert far.max() <= BF16_MOST
     assert far.mean() <= BF16_MEAN
-    assert positions >= 10 * len(requests)
+    assert positions >= 15 * len(requests)
 
 
 def compared(ways: Mapping[str, Scored]) -> tuple[npt.NDArray[np.float64], int, int]:
