@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from kubedistill_api.job import DistillationJobSpec
 from kubedistill_trainer.core.estimates import ModelShape, least_bytes, student_bytes
 from kubedistill_trainer.errors import BadConfiguration
 from kubedistill_trainer.preparation.expecting import plan_of
-from kubedistill_trainer.preparation.fitting import check_student, size_of
+from kubedistill_trainer.preparation.fitting import check_student, check_volume, size_of
+from kubedistill_trainer.store.workspace import FolderWorkspace, Workspace
 
 GB = 10**9
 BILLION = ModelShape(
@@ -169,3 +172,57 @@ QUANTITIES: dict[int | str, int | None] = {
 @pytest.mark.parametrize(("quantity", "size"), QUANTITIES.items(), ids=repr)
 def test_quantities_are_read_as_kubernetes_does(quantity: int | str, size: int | None) -> None:
     assert size_of(quantity) == size
+
+
+class Volume(FolderWorkspace):
+    """A claim with so much room: a real one of that size would need a file system of its own."""
+
+    def __init__(self, free: int) -> None:
+        super().__init__("pvc://team/small", Path("/nowhere"))
+        self.free = free
+
+    def free_bytes(self) -> int:
+        return self.free
+
+
+def too_small(free: int, milestones: int = 100, **more: Any) -> str:
+    """Empty: it is not refused."""
+    spec = a_spec(**more)
+    try:
+        check_volume(spec, BILLION, plan_of(spec), milestones, Volume(free))
+    except BadConfiguration as error:
+        return f"{error.reason}: {error.message}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("more", "milestones", "needed"),
+    [
+        ({}, 100, 4 * 14 * GB),
+        ({"checkpoints": {"keepLast": 1}}, 100, 2 * 14 * GB),
+        ({"precision": "FP32"}, 100, 4 * 12 * GB),
+        ({}, 2, 2 * 14 * GB),
+        ({}, 1, 14 * GB),
+        ({"adapter": {"rank": 8, "alpha": 8}}, 100, 4 * 14 * 20 * 30_000 * 8),
+    ],
+    ids=["default", "keepLast", "float32", "two-milestones", "one-milestone", "adapter"],
+)
+def test_a_workspace_must_hold_the_checkpoints_that_lie_there_at_a_time(
+    more: dict[str, Any], milestones: int, needed: int
+) -> None:
+    assert too_small(needed, milestones, **more) == ""
+    assert too_small(needed - 1, milestones, **more).startswith("WorkspaceTooSmall: ")
+
+
+def test_the_sentence_of_a_small_workspace_has_both_numbers_and_what_to_write() -> None:
+    assert too_small(50 * 2**30) == (
+        "WorkspaceTooSmall: The training keeps 4 checkpoints of 13.0 GiB each at a time, and pvc://team/small has "
+        "50.0 GiB left: write a larger workspace.pvc.size, a bucket as workspace.uri, a checkpoints.keepLast below 3, "
+        "a smaller student, or student.adapter."
+    )
+
+
+def test_what_is_free_is_known_of_a_folder_before_it_is_made(tmp_path: Path) -> None:
+    free = Workspace.open((tmp_path / "not" / "yet").as_uri()).free_bytes()
+    assert free is not None
+    assert 0 < free <= shutil.disk_usage(tmp_path).total

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from storing.volumes import a_volume_of
 from teaching.server import TestTeacher
 from teaching.work import context_of
 from toys.families import save
@@ -517,6 +518,22 @@ def test_a_student_that_does_not_fit_the_pod_is_refused_before_its_teacher_is_as
     assert (result.exit_code, result.reason) == (64, "StudentDoesNotFit")
     assert "limits.memory of stageTemplates Train is 0.25 MiB" in result.message
     assert isinstance(tried(stageTemplates=limited("1Gi")), PrepareResult)
+
+
+def test_a_workspace_that_cannot_hold_the_checkpoints_is_refused_before_the_teacher_is_asked(
+    tried: Callable[..., Any], tmp_path: Path
+) -> None:
+    hyper = {"maxSequenceLength": 400, "globalBatchSize": 1, "microBatchSize": 1, "epochs": 9}
+    many = {"checkpoints": {"everySteps": 1, "keepLast": 9}, "hyperparameters": hyper}
+    with a_volume_of(tmp_path / "workspace", "4m"):
+        result = tried(training=many)
+        assert (result.exit_code, result.reason) == (64, "WorkspaceTooSmall")
+        assert "keeps 10 checkpoints of " in result.message
+        assert (
+            "write a larger workspace.pvc.size, a bucket as workspace.uri, a checkpoints.keepLast below 9"
+            in result.message
+        )
+        assert isinstance(tried(), PrepareResult)
 
 
 def test_a_student_in_four_bits_is_smaller_in_the_estimate(tried: Callable[..., Any]) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 from storing import writers
 from storing.processes import Mortal
+from storing.volumes import a_volume_of
 
 from kubedistill_api import uris
 from kubedistill_api.environment import CLAIM_ROOT
@@ -294,19 +294,6 @@ class TestTornWrites:
         assert not new.exists()
         place.sweep("nothing", below=True)
         assert place.list("") == ["folder/deep/file", "folder/file"]
-
-
-@contextmanager
-def a_volume_of(folder: Path, size: str) -> Iterator[Path]:
-    """A real volume, which is soon full."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False)
-    if mounted.returncode:
-        pytest.skip("this user may not mount")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @contextmanager

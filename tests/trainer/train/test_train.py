@@ -59,8 +59,10 @@ def test_the_weights_of_the_lowest_held_out_loss_are_exported(trained: Callable[
     assert set(done.validation_losses) == {2, 3, 4, 6, 8, 9, 10, 12}
     assert done.result.validation_loss == min(done.validation_losses.values())
     best = min(done.validation_losses, key=done.validation_losses.__getitem__)
-    kept = {int(path.name.removeprefix("step-")) for path in (done.folder / "checkpoints").iterdir()}
-    assert kept == {best, 12}
+    checkpoints = {int(path.name.removeprefix("step-")): path for path in (done.folder / "checkpoints").iterdir()}
+    assert set(checkpoints) == {best, 12}
+    size = sum(file.stat().st_size for file in checkpoints[12].rglob("*") if file.is_file())
+    assert 12 * done.result.parameters <= size < 13 * done.result.parameters, "what Prepare reckons (float32)"
 
 
 def test_training_stops_when_the_held_out_loss_no_longer_falls(trained: Callable[..., Any]) -> None:

@@ -156,6 +156,14 @@ def least_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
     return model_state_bytes(shape, replace(plan, adapter_rank=0) if only_weights else plan)
 
 
+def checkpoint_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
+    """What all processes together write of what is trained: weights, Adam's two moments and, in half precision, the
+    float32 copy. Gradients are not kept.
+    """
+    trained = shape.parameters if plan.adapter_rank is None else shape.adapter_parameters(plan.adapter_rank)
+    return trained * (12 if plan.precision is Precision.FP32 else 14)
+
+
 def activation_bytes(shape: ModelShape, plan: TrainingPlan) -> int:
     """What the forward pass keeps for the backward pass (Korthikanti et al. 2022, equation 2).
 

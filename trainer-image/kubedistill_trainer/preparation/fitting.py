@@ -1,4 +1,5 @@
-"""Whether the student fits the memory that the spec states, before its teacher is paid for.
+"""Whether the student fits the memory that the spec states, and its checkpoints the workspace, before its teacher is
+paid for.
 
 A spec states memory in two places, both in the template of Train: what a pod on CPUs may use (`limits.memory`), and, by
 the label that NVIDIA's GPU feature discovery puts on nodes, what the GPUs have that it is placed on. Compared is only
@@ -17,6 +18,7 @@ from kubedistill_api.placement import TemplateStage
 from kubedistill_trainer.core import estimates
 from kubedistill_trainer.core.estimates import GIB, ModelShape, TrainingPlan
 from kubedistill_trainer.errors import BadConfiguration
+from kubedistill_trainer.store.workspace import Workspace
 
 GPU_MEMORY = "nvidia.com/gpu.memory"
 """Of each GPU of a node, in MiB (NVIDIA/k8s-device-plugin, docs/gpu-feature-discovery, "Generated Labels")."""
@@ -60,6 +62,30 @@ def check_student(
         f"The training of a student of {shape.parameters:,} parameters takes at least {_gib(each * stated.processes)}"
         f"{several}: {what}{teachers}. {stated.words} {_gib(stated.size)}: write {stated.advice}, a smaller student"
         f"{'' if plan.adapter_rank is not None else ', or student.adapter'}.",
+    )
+
+
+def check_volume(
+    spec: DistillationJobSpec, shape: ModelShape, plan: TrainingPlan, checkpoints: int, workspace: Workspace
+) -> None:
+    """Whether the workspace has room for the checkpoints that lie there at a time: those that are kept, and the one
+    that is written, before an old one goes. `checkpoints`: how many the training will write, at least.
+
+    Raises:
+        BadConfiguration: it has not; the sentence has both numbers and what to write instead.
+    """
+    free = workspace.free_bytes()
+    kept = spec.training.checkpoints.keep_last
+    at_a_time, each = min(checkpoints, kept + 1), estimates.checkpoint_bytes(shape, plan)
+    if free is None or at_a_time * each <= free:
+        return
+    count = f"{at_a_time} checkpoints of {_gib(each)} each" if at_a_time > 1 else f"a checkpoint of {_gib(each)}"
+    fewer = f", a checkpoints.keepLast below {kept}" if kept > 1 and at_a_time > 2 else ""
+    adapter = "" if plan.adapter_rank is not None else ", or student.adapter"
+    raise BadConfiguration(
+        "WorkspaceTooSmall",
+        f"The training keeps {count} at a time, and {workspace.root} has {_gib(free)} left: write a larger "
+        f"workspace.pvc.size, a bucket as workspace.uri{fewer}, a smaller student{adapter}.",
     )
 
 

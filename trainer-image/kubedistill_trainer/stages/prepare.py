@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from kubedistill_trainer.preparation.left_out import FILE, LeftOut, left_out
 from kubedistill_trainer.preparation.looking import Look
 from kubedistill_trainer.preparation.measuring import Lengths, with_special_tokens
 from kubedistill_trainer.runtime import StageContext
+from kubedistill_trainer.stages.train_plan import Plan
 from kubedistill_trainer.store import manifests
 from kubedistill_trainer.store.manifests import FileEntry, Manifest
 from kubedistill_trainer.store.workspace import Workspace
@@ -102,6 +104,7 @@ def _prepared(run: PrepareRun, context: StageContext, out: LeftOut, rejected: Pa
     _begin(2, "measuring the prompts", context)
     lengths = Lengths(student.tokenizer)
     choosing.fit(choice, _stopping(lengths.measured, context), _prompt_limit(spec, teachers), out)
+    _check_volume(spec, student, len(choice.train), context)
     notes += labels.check_all(spec, choice.train, choice.valid) + _specials(choice, student)
     if len(spec.teachers) > 1 or spec.teachers[0].external is not None:  # else there is nothing to share or to pace
         notes += sharing.check(spec, *([writing.stored(row) for row in side] for side in (choice.train, choice.valid)))
@@ -218,6 +221,13 @@ def _refuse(spec: DistillationJobSpec) -> None:
             f"training.deepspeed.config sets {', '.join(owned)}, which the spec's own fields write: leave it out, and "
             f"write {fields} instead.",
         )
+
+
+def _check_volume(spec: DistillationJobSpec, student: Look, prompts: int, context: StageContext) -> None:
+    """By the fewest answers that can go on to the training."""
+    rows = max(1, math.ceil(prompts * spec.generation.samples_per_prompt * spec.generation.min_yield))
+    checkpoints = len(Plan.of(spec.training, rows).milestones)
+    fitting.check_volume(spec, student_shape(spec, student), plan_of(spec), checkpoints, context.workspace)
 
 
 def _looks(spec: DistillationJobSpec, context: StageContext) -> tuple[Look, dict[str, Look]]:

@@ -84,6 +84,10 @@ class Workspace(ABC):
         """A direct path, where the place is a file system; None for a bucket."""
         return None
 
+    def free_bytes(self) -> int | None:
+        """What there is still room for, where that can be known; None for a bucket."""
+        return None
+
     @abstractmethod
     def read_bytes(self, rel: str) -> bytes:
         """A file's content."""
@@ -138,6 +142,10 @@ class FolderWorkspace(Workspace):
 
     def local_path(self, rel: str) -> Path | None:
         return self.path / rel
+
+    def free_bytes(self) -> int | None:
+        there = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        return shutil.disk_usage(there).free
 
     def read_bytes(self, rel: str) -> bytes:
         with _translated(self.uri(rel)):
