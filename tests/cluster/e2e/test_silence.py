@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from walk.jobs import toy_job
-from walk.kube import Kube, until
+from walk.kube import Kube, WalkError, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -58,7 +58,11 @@ def committed(kube: Kube) -> int:
     second = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{NAME}-generate-toy-2-")]
     if not second or second[0]["status"].get("phase") == "Pending":
         return 0
-    found = re.search(r"(\d+) of \d+ shards are committed", kube("logs", second[0]["metadata"]["name"]))
+    try:
+        log = kube("logs", second[0]["metadata"]["name"])
+    except WalkError:  # its container waits, or it is gone: the next one says it again
+        return 0
+    found = re.search(r"(\d+) of \d+ shards are committed", log)
     return int(found[1]) if found else 0
 
 
@@ -70,11 +74,11 @@ def served(kube: Kube) -> list[dict[str, Any]]:
 
 def test_an_engine_that_hangs_is_noticed_and_its_shards_are_asked_for_again(kube: Kube) -> None:
     kube("delete", "dj", NAME, "--ignore-not-found", "--wait=true")
-    data = {"train": {"uri": "pvc://kubedistill-data/support-train.jsonl"}, "maxRows": 200}
+    data = {"train": {"uri": "pvc://kubedistill-data/support-train.jsonl"}, "maxRows": 120}
     job = toy_job(NAME, teachers=[TEACHER], data=data)
-    job["spec"]["generation"] |= {"maxTokens": 256, "shards": 10}
+    job["spec"]["generation"] |= {"maxTokens": 256, "shards": 6}
     kube.apply(job)
-    until("some shards are there", lambda: done(kube) >= 50, 900)
+    until("some shards are there", lambda: done(kube) >= 45, 900)
     assert condition(kube)["status"] == "True"
     pod = served(kube)[0]["metadata"]["name"]
     kube("exec", pod, "--", "python3", "-c", STOP_THE_ENGINE)

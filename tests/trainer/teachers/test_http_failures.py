@@ -128,16 +128,24 @@ def test_a_server_that_hangs_costs_no_row(tiny_tokenizer: Any, tiny_model: Any, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [("poison", "a", "b"), ("poison", "poison too", "a")], ids=["one", "several"])
-def test_a_request_that_no_server_answers_is_given_up_alone(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("words", "token_ids"),
+    [(("poison", "a", "b"), False), (("poison", "poison too", "a"), False), (("poison",), True)],
+    ids=["one", "several", "one of vLLM's"],
+)
+def test_a_request_that_no_server_answers_is_given_up_alone(
+    tiny_tokenizer: Any, tiny_model: Any, words: tuple[str, ...], token_ids: bool
+) -> None:
     released = threading.Event()
 
     def hangs(number: int, body: dict[str, Any]) -> None:
-        released.wait(60 if asks(body, "poison") else 0.5)
+        poison = asks(body, "poison") or isinstance(body.get("prompt"), list)
+        released.wait(60 if poison else 0.5)
 
     asked = several(*words)
-    with TestTeacher(fault=hangs) as teacher:
-        client = HttpTeacher(Server(teacher.url, "t", request_seconds=1, patience_seconds=1.2), Sampling())
+    with TestTeacher(tiny_tokenizer, tiny_model, fault=hangs) as teacher:
+        server = Server(teacher.url, "t", token_ids=token_ids, request_seconds=1, patience_seconds=1.2)
+        client = HttpTeacher(server, Sampling(max_tokens=2), tiny_tokenizer, [0])
         try:
             client.answer(asked, threading.Event())
         finally:

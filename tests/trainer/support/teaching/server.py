@@ -120,7 +120,8 @@ class TestTeacher:
         return {"choices": [choice], "usage": self.counts_tokens(body, text)}
 
     def completion(self, body: dict[str, Any]) -> Any:
-        prompt = list(body["prompt"])
+        asked = body["prompt"]
+        prompt = self.tokenizer.encode(asked) if isinstance(asked, str) else list(asked)
         if "prompt_logprobs" in body:
             rows = [None, *self.scores(prompt, body["prompt_logprobs"])]
             return {"choices": [{"text": "", "finish_reason": "length", "token_ids": [5], "prompt_logprobs": rows}]}
