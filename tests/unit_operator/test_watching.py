@@ -13,6 +13,7 @@ from kubedistill_api.base import Stage
 from kubedistill_api.identity import StageKey
 from kubedistill_api.progress import ProgressReport
 from kubedistill_api.status import (
+    ConditionStatus,
     ConditionType,
     Failure,
     FailureClass,
@@ -169,17 +170,28 @@ def test_a_generation_that_moves_nothing_is_stopped_so_that_its_gpus_are_free(ki
 HANGS = {"replicas_ready": 1, "asked": True, "answered": False, "message": "it did not answer a completion within 30 s"}
 
 
+def test_a_teacher_that_is_only_full_is_no_silent_one(kit: Kit) -> None:
+    """A completion of ours waits behind a hundred others; theirs are answered."""
+    looks = [(s, running(kit, GENERATE, report(GENERATE, s))) for s in range(15, 600, 15)]
+    status = lived(kit, at(kit, GENERATE, teachers=SERVED), looks, teacher(kit, **HANGS))
+    assert status.condition(ConditionType.TEACHER_READY).status is ConditionStatus.TRUE
+
+
 def test_a_teacher_that_falls_silent_behind_a_healthy_port_is_told_and_may_come_back(kit: Kit) -> None:
     job = at(kit, GENERATE, teachers=SERVED)
     moves = running(kit, GENERATE, report(GENERATE, 10))
-    job = job.model_copy(update={"status": passed(kit, job, moves, 10, teacher(kit, **HANGS)).status})
+    for seconds in (10, 25):
+        step = passed(kit, job, moves, seconds, teacher(kit, **HANGS))
+        assert step.status.condition(ConditionType.TEACHER_READY).status is ConditionStatus.TRUE, "it answered just now"
+        job = job.model_copy(update={"status": step.status})
+    job = job.model_copy(update={"status": passed(kit, job, moves, 31, teacher(kit, **HANGS)).status})
     told = job.status.condition(ConditionType.TEACHER_READY)
     assert (told.status, told.reason, job.status.reason) == ("False", "TeacherSilent", "TeacherSilent")
     assert "did not answer a completion within 30 s. A generation that moves nothing for 100 s" in told.message
     assert job.status.phase is Phase.GENERATING
-    unknown = passed(kit, job, moves, 20, teacher(kit, replicas_ready=1)).status
+    unknown = passed(kit, job, moves, 40, teacher(kit, replicas_ready=1)).status
     assert unknown.condition(ConditionType.TEACHER_READY) == told, "a new operator has not asked it yet"
-    back = passed(kit, job, moves, 30, teacher(kit, replicas_ready=1, asked=True)).status
+    back = passed(kit, job, moves, 50, teacher(kit, replicas_ready=1, asked=True)).status
     assert (back.condition(ConditionType.TEACHER_READY).status, back.reason) == ("True", "")
 
 

@@ -33,6 +33,9 @@ from kubedistill_operator.core.world import World
 from kubedistill_operator.manifests.stage_job import hold_seconds
 
 PATIENCE = timedelta(seconds=5)
+QUIET = timedelta(seconds=20)
+"""So long a teacher that does not answer us may have finished no answer, before that is told. With the time until the
+progress is pulled and written, and a completion's limit of 30 s, it makes a minute."""
 LOOKING = "It looks whether the answers are there already, before their teacher is started."
 
 
@@ -46,7 +49,7 @@ def watch(world: World, status: Status, step: Step, attempt: SeenJob) -> Plan:
     if late is not None:
         return after_failure(world, status, step, late)
     status = _progressed(world, status, step, attempt, progress)
-    status = _heard(world, status, step, attempt) if taught else status
+    status = _heard(world, status, step, attempt, progress) if taught else status
     every = timedelta(seconds=world.settings.progress_seconds)
     lost = taught and world.seen.teacher(step.key.teacher, attempt.attempt) is None
     wanted = made(world, step.key.teacher, attempt) if lost else ()
@@ -82,12 +85,19 @@ def _answers(world: World, status: Status, step: Step) -> Status:
     return with_condition(status, ConditionType.TEACHER_READY, True, Reason.TEACHER_ANSWERED, text, world.now)
 
 
-def _heard(world: World, status: Status, step: Step, attempt: SeenJob) -> Status:
-    """The status with what a teacher says while its Job runs."""
+def _heard(world: World, status: Status, step: Step, attempt: SeenJob, progress: Progress | None) -> Status:
+    """The status with what a teacher says while its Job runs.
+
+    Where more requests wait than a server takes at once, ours waits as well: one that goes on finishing answers is no
+    silent one.
+    """
+    answers = progress is not None and bool(progress.done) and since(progress.updated_at, world.now) < QUIET
     match complaint(world, step, attempt):
         case None:
             return status
         case "", _:
+            return _answers(world, status, step)
+        case Reason.TEACHER_SILENT, _ if answers:
             return _answers(world, status, step)
         case reason, text:
             serving = world.job.spec.teacher(step.key.teacher).serving or Serving()
