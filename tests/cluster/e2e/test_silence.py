@@ -60,9 +60,9 @@ def served(kube: Kube) -> list[dict[str, Any]]:
 def test_an_engine_that_hangs_is_noticed_and_its_shards_are_asked_for_again(kube: Kube) -> None:
     kube("delete", "dj", NAME, "--ignore-not-found", "--wait=true")
     # Enough to ask for some minutes: what is done is told every 15 seconds.
-    data = {"train": {"uri": "pvc://kubedistill-data/support-train.jsonl"}}
+    data = {"train": {"uri": "pvc://kubedistill-data/support-train.jsonl"}, "maxRows": 200}
     job = toy_job(NAME, teachers=[TEACHER], data=data)
-    job["spec"]["generation"] |= {"maxTokens": 256, "shards": 16}
+    job["spec"]["generation"] |= {"maxTokens": 256, "shards": 10}
     kube.apply(job)
     until("some answers are there", lambda: done(kube) > 0, 900)
     assert condition(kube)["status"] == "True"
