@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from teaching.models import byte_tokenizer
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from kubedistill_api.base import Stage, Task
 from kubedistill_api.data import Data, DataRef
@@ -41,25 +41,9 @@ from kubedistill_trainer.store.rows import SPLITS, Split
 from kubedistill_trainer.store.shards import AnswerRow, Shard, ShardMeta
 from kubedistill_trainer.store.workspace import Workspace
 
-CHATML = (
-    "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
-)
 K = 8
 KEPT = (0, 2, 3)
 PROMPTS = [f"{word} router {i}" for i, word in enumerate(["reset the", "sell me a", "why is my", "where is the"] * 3)]
-
-
-def a_tokenizer() -> Any:
-    """One token a byte, and two that begin and end a message."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"</s>": 0, "<s>": 1} | {letter: i for i, letter in enumerate(alphabet, start=2)}
-    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>", bos_token="<s>", pad_token="</s>")
-    fast.chat_template = CHATML
-    return fast
 
 
 def a_model(layers: int = 4, seed: int = 7) -> Any:
@@ -101,7 +85,7 @@ class World:
         folder = self.root / "workspace" / self.run.trained / "model"
         shutil.rmtree(folder, ignore_errors=True)
         student.save_pretrained(folder)
-        a_tokenizer().save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
         return self
 
     def asking(self, **changes: Any) -> World:
@@ -161,7 +145,7 @@ def scored(teacher: Any, ids_T: torch.Tensor, mask_T: torch.Tensor, vocabulary: 
 
 def make(root: Path, signal: Signal) -> None:
     """What Prepare, Generate and Train leave in a workspace."""
-    teacher, tokenizer = a_model(), a_tokenizer()
+    teacher, tokenizer = a_model(), byte_tokenizer()
     for folder in (root / "teacher", root / "workspace" / "prepared" / "tokenizer"):
         tokenizer.save_pretrained(folder)
     teacher.save_pretrained(root / "teacher")
@@ -259,7 +243,7 @@ def two_teachers() -> Callable[[World], World]:
     """Gives every other held-out prompt to another teacher, whose weights have nothing to do with the first's."""
 
     def share(world: World) -> World:
-        workspace, tokenizer = world.context.workspace, a_tokenizer()
+        workspace, tokenizer = world.context.workspace, byte_tokenizer()
         ours = list(shards.read_answers(workspace, ["answers"], "valid"))[::2]
         theirs = answered(a_model(seed=8), tokenizer, "valid", Signal.TOP_K)[1::2]
         theirs = [replace(row, teacher="other") for row in theirs]
